@@ -1,0 +1,243 @@
+"""Every exception of this package.
+
+    MicrosandboxError
+    ├── InvalidConfigError
+    ├── SandboxNotFoundError
+    ├── SandboxNotRunningError
+    ├── SandboxAlreadyExistsError
+    ├── SandboxStillRunningError
+    ├── BootError                    the virtual machine did not come up
+    ├── AgentClientError             the connection to the guest agent failed
+    ├── ExecTimeoutError
+    ├── ExecFailedError              the command never started
+    ├── FilesystemError
+    │   └── PathNotFoundError
+    ├── VolumeNotFoundError
+    ├── ImageError                   an archive, a layer or a registry's answer is wrong
+    │   └── ImagePullFailedError
+    ├── ImageNotFoundError
+    ├── ImageInUseError
+    ├── NetworkPolicyError
+    ├── SecretViolationError
+    ├── TlsError
+    ├── IoError
+    ├── MetricsDisabledError
+    ├── MetricsUnavailableError
+    ├── UnsupportedOperationError
+    │   └── NotSupportedYetError     part of the API, not of this release
+    ├── PrerequisiteError            the host lacks a program, a kernel or a device
+    ├── KernelError                  the guest kernel cannot be prepared
+    └── VmmError                     QEMU cannot be started or has failed
+
+Each class has a stable ``code`` and one message; what else a caller may want to act on is an
+attribute of the class concerned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MicrosandboxError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    code: ClassVar[str] = "microsandbox-error"
+
+
+class InvalidConfigError(MicrosandboxError):
+    """An option, a name or a configuration file is wrong. ``detail`` is the message without its prefix."""
+
+    code = "invalid-config"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"invalid config: {detail}")
+        self.detail = detail
+
+
+class SandboxNotFoundError(MicrosandboxError):
+    code = "sandbox-not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"sandbox not found: {name}")
+        self.name = name
+
+
+class SandboxNotRunningError(MicrosandboxError):
+    code = "sandbox-not-running"
+
+
+class SandboxAlreadyExistsError(MicrosandboxError):
+    code = "sandbox-already-exists"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"sandbox already exists: sandbox '{name}' already exists; remove it, start the stopped sandbox, "
+            "or recreate with .replace()"
+        )
+        self.name = name
+
+
+class SandboxStillRunningError(MicrosandboxError):
+    code = "sandbox-still-running"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"sandbox still running: {detail}")
+
+
+class BootError(MicrosandboxError):
+    """The virtual machine did not come up.
+
+    ``stage`` is one of ``build_vm``, ``mount``, ``image``, ``network``, ``config``, ``other``; ``errno``
+    is the guest's or host's error number where there is one.
+    """
+
+    code = "boot-failed"
+
+    def __init__(self, name: str, message: str, *, stage: str = "other", errno: int | None = None) -> None:
+        super().__init__(f'failed to start "{name}": {message}')
+        self.name = name
+        self.message = message
+        self.stage = stage
+        self.errno = errno
+
+
+class AgentClientError(MicrosandboxError):
+    """The connection to a sandbox's agent could not be made, or broke."""
+
+    code = "agent-client-error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"agent client error: {detail}")
+        self.detail = detail
+
+
+class ExecTimeoutError(MicrosandboxError):
+    code = "exec-timeout"
+
+
+class ExecFailedError(MicrosandboxError):
+    """The command could not be started.
+
+    ``kind`` is ``not_found``, ``permission_denied``, ``not_executable``, ``bad_cwd``, ``bad_args``,
+    ``resource_limit``, ``user_setup_failed``, ``out_of_memory``, ``pty_setup_failed`` or ``other``.
+    """
+
+    code = "exec-failed"
+
+    def __init__(
+        self, message: str, *, kind: str = "other", errno: int | None = None, errno_name: str | None = None
+    ) -> None:
+        super().__init__(f"exec failed: {message}")
+        self.message = message
+        self.kind = kind
+        self.errno = errno
+        self.errno_name = errno_name
+
+
+class FilesystemError(MicrosandboxError):
+    code = "filesystem-error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"sandbox fs error: {detail}")
+        self.detail = detail
+
+
+class PathNotFoundError(FilesystemError):
+    code = "path-not-found"
+
+
+class VolumeNotFoundError(MicrosandboxError):
+    code = "volume-not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"volume not found: {name}")
+        self.name = name
+
+
+class ImageError(MicrosandboxError):
+    """An image reference, archive, layer or registry answer is wrong."""
+
+    code = "image-error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"image error: {detail}")
+        self.detail = detail
+
+
+class ImagePullFailedError(ImageError):
+    code = "image-pull-failed"
+
+
+class ImageNotFoundError(MicrosandboxError):
+    code = "image-not-found"
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"image not found: {reference}")
+        self.reference = reference
+
+
+class ImageInUseError(MicrosandboxError):
+    code = "image-in-use"
+
+    def __init__(self, sandboxes: list[str]) -> None:
+        super().__init__(f"image in use by sandbox(es): {', '.join(sandboxes)}")
+        self.sandboxes = sandboxes
+
+
+class NetworkPolicyError(MicrosandboxError):
+    code = "network-policy-error"
+
+
+class SecretViolationError(MicrosandboxError):
+    code = "secret-violation"
+
+
+class TlsError(MicrosandboxError):
+    code = "tls-error"
+
+
+class IoError(MicrosandboxError):
+    code = "io-error"
+
+    def __init__(self, detail: object) -> None:
+        super().__init__(f"io error: {detail}")
+
+
+class MetricsDisabledError(MicrosandboxError):
+    code = "metrics-disabled"
+
+
+class MetricsUnavailableError(MicrosandboxError):
+    code = "metrics-unavailable"
+
+
+class UnsupportedOperationError(MicrosandboxError):
+    code = "unsupported-operation"
+
+
+class NotSupportedYetError(UnsupportedOperationError):
+    """A part of the API that this release does not implement. ``feature`` names it."""
+
+    code = "not-supported-yet"
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(f"{feature}: not supported yet by this release")
+        self.feature = feature
+
+
+class PrerequisiteError(MicrosandboxError):
+    """The host lacks something; the message says what to install or enable."""
+
+    code = "missing-prerequisite"
+
+
+class KernelError(MicrosandboxError):
+    """The guest kernel cannot be prepared."""
+
+    code = "kernel-error"
+
+
+class VmmError(MicrosandboxError):
+    """QEMU cannot be started, or failed; the message ends with the last lines of its reason."""
+
+    code = "vmm-error"

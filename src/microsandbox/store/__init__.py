@@ -1,0 +1,1 @@
+"""What outlives a process: paths, configuration, files written atomically, locks, the catalogue."""

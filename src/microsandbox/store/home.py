@@ -1,0 +1,133 @@
+"""Where everything is: one value that every other module takes its paths from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from microsandbox.errors import InvalidConfigError
+from microsandbox.store.config import Config, load_config
+
+#: Bytes a Unix socket path may have on Linux, its final NUL included (unix(7)).
+SOCKET_PATH_LIMIT = 108
+MAX_NAME_BYTES = 128
+
+
+def validate_name(name: str) -> str:
+    """The sandbox name, if it is one. Raises InvalidConfigError.
+
+    Names become one component of host paths, so what cannot be one is refused here.
+    """
+    if not name:
+        raise InvalidConfigError("sandbox name is required")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidConfigError(f"sandbox name is not valid UTF-8: {name!r}") from None
+    if size > MAX_NAME_BYTES:
+        raise InvalidConfigError(f"sandbox name is too long: {size} bytes (max {MAX_NAME_BYTES})")
+    if name in (".", "..") or "/" in name or "\0" in name:
+        raise InvalidConfigError(f"sandbox name must be usable as a file name, without '/' or NUL: {name!r}")
+    return name
+
+
+def base_directory() -> Path:
+    """``MSB_HOME`` verbatim, else ``~/.microsandbox``."""
+    if configured := os.environ.get("MSB_HOME"):
+        return Path(configured)
+    return Path.home() / ".microsandbox"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state directory and its parts. Directories are made by who needs them, mode 0700."""
+
+    root: Path
+    config: Config
+
+    @classmethod
+    def open(cls) -> Home:
+        """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
+        base = base_directory()
+        config = load_config(base / "config.json")
+        return cls(config.home or base, config)
+
+    def _part(self, name: str, configured: Path | None = None) -> Path:
+        return configured or self.root / name
+
+    @cached_property
+    def database(self) -> Path:
+        return self._part("db") / "msb.db"
+
+    @cached_property
+    def cache(self) -> Path:
+        return self._part("cache", self.config.paths.cache)
+
+    @cached_property
+    def sandboxes(self) -> Path:
+        return self._part("sandboxes", self.config.paths.sandboxes)
+
+    @cached_property
+    def kernels(self) -> Path:
+        return self._part("kernels")
+
+    @cached_property
+    def run(self) -> Path:
+        return self._part("run")
+
+    def sandbox(self, name: str) -> SandboxPaths:
+        """The paths of one sandbox; ``name`` must have passed validate_name()."""
+        return SandboxPaths(self.sandboxes / name, self.agent_socket(name))
+
+    def agent_socket(self, name: str) -> Path:
+        """The relay's socket: the first candidate that is short enough. Raises InvalidConfigError."""
+        candidates = self.agent_socket_candidates(name)
+        for path in candidates:
+            if len(os.fsencode(path)) < SOCKET_PATH_LIMIT:
+                return path
+        shortest = min(len(os.fsencode(path)) for path in candidates)
+        raise InvalidConfigError(
+            f"agent relay socket path is too long: shortest derived path is {shortest} bytes, but Unix "
+            f"socket paths on this platform must be shorter than {SOCKET_PATH_LIMIT} bytes; set MSB_HOME or "
+            "paths.sandboxes to a shorter directory"
+        )
+
+    def agent_socket_candidates(self, name: str) -> tuple[Path, Path]:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self.run / "agent" / f"{digest}.sock", self.sandboxes / name / "runtime" / "agent.sock"
+
+
+@dataclass(frozen=True)
+class SandboxPaths:
+    """Files of one sandbox."""
+
+    directory: Path
+    agent_socket: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    @property
+    def runtime(self) -> Path:
+        return self.directory / "runtime"
+
+    @property
+    def upper(self) -> Path:
+        """The writable layer: a sparse ext4 image."""
+        return self.directory / "upper.ext4"
+
+    @property
+    def kernel_log(self) -> Path:
+        return self.logs / "kernel.log"
+
+    @property
+    def runtime_log(self) -> Path:
+        return self.logs / "runtime.log"
+
+    @property
+    def boot_error(self) -> Path:
+        return self.logs / "boot-error.json"
