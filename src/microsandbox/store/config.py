@@ -75,19 +75,21 @@ class _Reader:
     def __init__(self, source: Path, prefix: str, values: object) -> None:
         self._source, self._prefix = source, prefix
         if not isinstance(values, dict):
-            self.fail("", "an object", values)
-        self._values: dict[str, Any] = dict(values)
+            raise self._wrong("", "an object", values)
+        self._values: dict[str, Any] = values
 
-    def fail(self, key: str, expected: str, found: object) -> None:
+    def _wrong(self, key: str, expected: str, found: object) -> InvalidConfigError:
         name = (self._prefix + key).rstrip(".") or "the file"
-        raise InvalidConfigError(f"{self._source}: {name} must be {expected}, got {json.dumps(found)[:80]}")
+        return InvalidConfigError(f"{self._source}: {name} must be {expected}, got {json.dumps(found)[:80]}")
 
-    def take(self, key: str, kind: type, expected: str, check: Callable[[Any], bool] = bool) -> Any:
+    def take(
+        self, key: str, kind: type | tuple[type, ...], expected: str, check: Callable[[Any], bool] = bool
+    ) -> Any:
         value = self._values.pop(key, None)
         if value is None:
             return None
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not check(value):
-            self.fail(key, expected, value)
+            raise self._wrong(key, expected, value)
         return value
 
     def text(self, key: str) -> str | None:
@@ -142,7 +144,7 @@ def _parse(source: Path, values: object) -> Config:
     defaults = _sandbox_defaults(root.object("sandbox_defaults"))
     registries = _registries(root.object("registries"))
     database = root.object("database")
-    busy = database.take("busy_timeout_secs", (int | float), "a positive number", lambda n: n > 0)  # type: ignore[arg-type]
+    busy = database.take("busy_timeout_secs", (int, float), "a positive number", lambda n: n > 0)
     database.finish()
     root.object("metrics").finish()
     root.finish()
