@@ -1,0 +1,264 @@
+"""The relay: many clients of one Unix socket share the guest's single agent port.
+
+    client ──┐                               correlation ids are dealt out in ranges, one per client,
+    client ──┼── relay ── GuestLink ── agentd    so a frame's id says whose it is
+    client ──┘
+
+Frames are forwarded unchanged. A client that reads too slowly has its sessions paused in the guest
+(``core.flow``); one that breaks the protocol, or whose backlog grows all the same, is disconnected. The
+others never wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+
+from microsandbox.agent.protocol import (
+    CLIENT_TYPES,
+    Flag,
+    Frame,
+    FrameSplitter,
+    MessageType,
+    ProtocolError,
+    decode_envelope,
+    encode,
+    flags_of,
+)
+from microsandbox.runtime.guest_link import GuestLink
+
+MAX_CLIENTS = 128
+ID_STEP = (2**32 - 1) // MAX_CLIENTS
+#: Bytes waiting for one client: above the first its sessions are paused, below the second they go on,
+#: above the third it is disconnected (its guest ignores the pause).
+CLIENT_HIGH, CLIENT_LOW, CLIENT_LIMIT = 1 << 20, 256 << 10, 16 << 20
+
+_RANGE = struct.Struct(">II")
+log = logging.getLogger(__name__)
+
+
+class SessionKind(Enum):
+    EXEC = auto()
+    OTHER = auto()
+
+
+class _Client(asyncio.Protocol):
+    """One connection. Its slot decides its range of ids."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._splitter = FrameSplitter()
+        self.sessions: dict[int, SessionKind] = {}
+        self.paused = False
+        self.slot = -1
+
+    @property
+    def first_id(self) -> int:
+        return self.slot * ID_STEP + 1
+
+    @property
+    def end_id(self) -> int:
+        return (self.slot + 1) * ID_STEP
+
+    def forward(self, frame: Frame) -> None:
+        """A frame of the guest for this client."""
+        self._transport.write(frame.raw)
+        if frame.flags & Flag.TERMINAL:
+            self.sessions.pop(frame.id, None)
+        if self._transport.get_write_buffer_size() > CLIENT_LIMIT:
+            self.disconnect("it does not read and the guest does not pause")
+
+    def set_reading(self, reading: bool) -> None:
+        if self._transport.is_closing():
+            return
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def disconnect(self, reason: str) -> None:
+        if not self._transport.is_closing():
+            log.warning("client %d disconnected: %s", self.slot, reason)
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=CLIENT_HIGH, low=CLIENT_LOW)
+        ready = self._relay.admit(self)
+        if ready is None:
+            transport.abort()
+        else:
+            transport.write(_RANGE.pack(self.first_id, self.end_id) + ready.raw)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._splitter.feed(data):
+                self._relay.from_client(self, frame)
+        except ProtocolError as error:
+            self.disconnect(str(error))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._relay.dismiss(self)
+
+    def pause_writing(self) -> None:
+        self._pause(True)
+
+    def resume_writing(self) -> None:
+        self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        self.paused = paused
+        for id in self.sessions:
+            self._relay.pause_session(id, paused)
+
+
+class Relay:
+    """Routes frames between clients and the guest. Serves once ``serve`` was called with ``core.ready``."""
+
+    def __init__(self, guest: GuestLink, on_shutdown: Callable[[], None]) -> None:
+        self._guest = guest
+        self._on_shutdown = on_shutdown
+        self._clients: dict[int, _Client] = {}
+        self._next_slot = 0
+        self._ready: Frame | None = None
+        self._server: asyncio.Server | None = None
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.last_activity = time.monotonic()
+
+    async def serve(self, listener: socket.socket, ready: Frame) -> None:
+        """Accept clients on a listening Unix socket; those that already wait in its backlog come first."""
+        self._ready = ready
+        self._guest.on_frame = self._from_guest
+        self._guest.on_writable = self._guest_writable
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Client(self), sock=listener)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients.values()):
+            client.disconnect("the sandbox has ended")
+
+    @property
+    def exec_sessions(self) -> int:
+        """Commands that are running."""
+        return sum(
+            kind is SessionKind.EXEC for client in self._clients.values() for kind in client.sessions.values()
+        )
+
+    async def drain(self) -> None:
+        """Refuse new sessions and return when the running ones have ended."""
+        self._draining = True
+        await self._idle.wait()
+
+    # clients
+
+    def admit(self, client: _Client) -> Frame | None:
+        """Give the client a slot; None when all are taken.
+
+        Slots are handed out in turn: what the guest still sends for a client that has just left must not
+        reach the one that follows it.
+        """
+        for offset in range(MAX_CLIENTS):
+            slot = (self._next_slot + offset) % MAX_CLIENTS
+            if slot not in self._clients:
+                client.slot = slot
+                self._clients[slot] = client
+                self._next_slot = (slot + 1) % MAX_CLIENTS
+                return self._ready
+        log.warning("a client was turned away: all %d places are taken", MAX_CLIENTS)
+        return None
+
+    def dismiss(self, client: _Client) -> None:
+        """End everything the client started in the guest."""
+        if self._clients.get(client.slot) is not client:
+            return
+        del self._clients[client.slot]
+        for id, kind in client.sessions.items():
+            if kind is SessionKind.EXEC:
+                self._guest.send(encode(id, MessageType.EXEC_SIGNAL, {"signal": 9}))
+        client.sessions.clear()
+        ids = {"id_start": client.first_id, "id_end_exclusive": client.end_id}
+        self._guest.send_message(MessageType.CLIENT_DISCONNECTED, ids)
+        self._update_idle()
+
+    def from_client(self, client: _Client, frame: Frame) -> None:
+        """Check a client's frame and pass it on. Raises ProtocolError."""
+        self.last_activity = time.monotonic()
+        if frame.id == 0 and frame.flags == Flag.SHUTDOWN:
+            self._on_shutdown()
+            return
+        if not client.first_id <= frame.id < client.end_id:
+            raise ProtocolError(f"frame id {frame.id} is not one of this client's")
+        name, _, _ = decode_envelope(frame.body)
+        refusal = self._refusal(name, frame)
+        if refusal is not None:
+            client.forward(encode(frame.id, MessageType.ERROR, {**refusal, "offending_type": name[:64]}))
+            return
+        kind = MessageType(name)
+        if kind is MessageType.SHUTDOWN:
+            self._on_shutdown()
+            return
+        if frame.flags & Flag.SESSION_START:
+            self._start_session(client, frame.id, kind)
+        self._guest.send(frame)
+        if client.paused and frame.flags & Flag.SESSION_START:
+            self.pause_session(frame.id, True)
+        if kind is MessageType.TCP_CLOSE:
+            client.sessions.pop(frame.id, None)
+            self._update_idle()
+
+    def _refusal(self, name: str, frame: Frame) -> dict[str, str] | None:
+        """Why a client's frame is answered with core.error, if it is. Raises ProtocolError."""
+        try:
+            kind = MessageType(name)
+        except ValueError:
+            return {"kind": "unsupported_message_type", "message": f"unsupported message type {name[:64]}"}
+        if kind not in CLIENT_TYPES:
+            raise ProtocolError(f"clients may not send {name}")
+        expected = flags_of(kind)
+        if frame.flags != expected:
+            message = f"invalid flags for {name}: got {frame.flags}, expected {int(expected)}"
+            return {"kind": "invalid_flags", "message": message}
+        if self._draining and expected & Flag.SESSION_START:
+            return {"kind": "invalid_session", "message": "the sandbox is draining: no new sessions"}
+        return None
+
+    def _start_session(self, client: _Client, id: int, kind: MessageType) -> None:
+        if id in client.sessions:
+            raise ProtocolError(f"session id {id} is in use")
+        is_exec = kind is MessageType.EXEC_REQUEST
+        client.sessions[id] = SessionKind.EXEC if is_exec else SessionKind.OTHER
+        self._idle.clear()
+
+    def pause_session(self, id: int, paused: bool) -> None:
+        self._guest.send(encode(id, MessageType.FLOW, {"paused": paused}))
+
+    # guest
+
+    def _from_guest(self, frame: Frame) -> None:
+        self.last_activity = time.monotonic()
+        client = self._clients.get(min(frame.id // ID_STEP, MAX_CLIENTS - 1))
+        if frame.id == 0 or client is None or frame.id not in client.sessions:
+            return
+        client.forward(frame)
+        if frame.flags & Flag.TERMINAL:
+            self._update_idle()
+
+    def _guest_writable(self, writable: bool) -> None:
+        for client in self._clients.values():
+            client.set_reading(writable)
+
+    def _update_idle(self) -> None:
+        if not any(client.sessions for client in self._clients.values()):
+            self._idle.set()

@@ -1,0 +1,47 @@
+"""Which process a catalogue row means: a pid alone may belong to somebody else by now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A pid and when that process started (clock ticks since boot, proc(5) field 22)."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def current(cls) -> ProcessIdentity:
+        identity = cls.of(os.getpid())
+        assert identity is not None
+        return identity
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The identity of a live process; None for one that is gone or a zombie."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return None
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if fields[0] in (b"Z", b"X"):
+            return None
+        return cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        return ProcessIdentity.of(self.pid) == self
+
+    def open_pidfd(self) -> int | None:
+        """A descriptor that becomes readable when the process ends; None when it has ended."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if self.alive():
+            return fd
+        os.close(fd)
+        return None

@@ -1,0 +1,277 @@
+"""Rows of sandboxes and their runs: every status change is one transaction here, and nowhere else.
+
+    (none) ──create──► Running ──► Draining ──► Stopped | Crashed ──start──► Running
+                          └──────────────────────►┘            └──remove──► (none)
+
+A run names the process that answers for it: the owner while it prepares the sandbox, then the
+supervisor. A Running row whose process is gone is stale and becomes Crashed when somebody looks.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from microsandbox.errors import (
+    MicrosandboxError,
+    SandboxAlreadyExistsError,
+    SandboxNotFoundError,
+    SandboxStillRunningError,
+)
+from microsandbox.store.database import Database
+from microsandbox.store.processes import ProcessIdentity
+
+
+class Status(StrEnum):
+    """As stored and as error texts spell it."""
+
+    RUNNING = "Running"
+    DRAINING = "Draining"
+    PAUSED = "Paused"
+    STOPPED = "Stopped"
+    CRASHED = "Crashed"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (Status.STOPPED, Status.CRASHED)
+
+
+class Reason(StrEnum):
+    """Why a run ended."""
+
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    MAX_DURATION = "MaxDurationExceeded"
+    IDLE_TIMEOUT = "IdleTimeout"
+    AGENT_UNRESPONSIVE = "AgentUnresponsive"
+    SHUTDOWN_REQUESTED = "ShutdownRequested"
+    DRAIN_REQUESTED = "DrainRequested"
+    SIGNAL = "Signal"
+    INTERNAL_ERROR = "InternalError"
+
+
+@dataclass(frozen=True)
+class SandboxRow:
+    """One sandbox. Times are Unix seconds; ``process`` is who answers for its current run."""
+
+    id: int
+    name: str
+    config: str
+    status: Status
+    created_at: float
+    updated_at: float
+    run_id: int | None
+    process: ProcessIdentity | None
+
+
+_SELECT = """
+    SELECT s.id, s.name, s.config, s.status, s.created_at, s.updated_at, r.id AS run_id, r.pid, r.pid_started
+    FROM sandbox s LEFT JOIN run r ON r.id =
+        (SELECT max(id) FROM run WHERE sandbox_id = s.id AND status = 'Running')
+"""
+
+
+class SandboxCatalog:
+    """The sandboxes of one home."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # reading
+
+    def get(self, name: str) -> SandboxRow:
+        """The row, reconciled. Raises SandboxNotFoundError."""
+        row = self.find(name)
+        if row is None:
+            raise SandboxNotFoundError(name)
+        return row
+
+    def find(self, name: str) -> SandboxRow | None:
+        with self._database.read() as connection:
+            found = connection.execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchone()
+        return self._reconcile(_row(found)) if found else None
+
+    def list(self, labels: Mapping[str, str] | None = None) -> list[SandboxRow]:
+        """All sandboxes that carry every given label, newest first, reconciled."""
+        where = " AND ".join(
+            "EXISTS (SELECT 1 FROM sandbox_label WHERE sandbox_id = s.id AND key = ? AND value = ?)"
+            for _ in labels or ()
+        )
+        query = f"{_SELECT} {f'WHERE {where}' if where else ''} ORDER BY s.created_at DESC, s.id DESC"
+        with self._database.read() as connection:
+            found = connection.execute(query, [part for pair in (labels or {}).items() for part in pair])
+            rows = [_row(row) for row in found.fetchall()]
+        return [self._reconcile(row) for row in rows]
+
+    # transitions
+
+    def create(
+        self, name: str, config: str, labels: Mapping[str, str], manifest_digest: str | None
+    ) -> SandboxRow:
+        """Insert a Running row whose run is this process's. Raises SandboxAlreadyExistsError."""
+        now = time.time()
+        with self._database.write() as connection:
+            try:
+                cursor = connection.execute(
+                    "INSERT INTO sandbox (name, config, status, created_at, updated_at) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (name, config, Status.RUNNING, now, now),
+                )
+            except sqlite3.IntegrityError:
+                raise SandboxAlreadyExistsError(name) from None
+            sandbox_id = cursor.lastrowid
+            assert sandbox_id is not None
+            connection.executemany(
+                "INSERT INTO sandbox_label VALUES (?, ?, ?)",
+                [(sandbox_id, key, value) for key, value in labels.items()],
+            )
+            if manifest_digest is not None:
+                connection.execute(
+                    "INSERT INTO sandbox_rootfs SELECT ?, id FROM manifest WHERE digest = ?",
+                    (sandbox_id, manifest_digest),
+                )
+            _insert_run(connection, sandbox_id)
+            return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (sandbox_id,)).fetchone())
+
+    def begin_start(self, name: str) -> SandboxRow:
+        """Claim a stopped or crashed sandbox for a new run. Exactly one of several callers succeeds.
+
+        Raises SandboxNotFoundError, SandboxStillRunningError.
+        """
+        self.get(name)
+        with self._database.write() as connection:
+            row = _find(connection, name)
+            if row.status in (Status.RUNNING, Status.DRAINING):
+                raise SandboxStillRunningError(f"cannot start sandbox '{name}': already running")
+            if not row.status.terminal:
+                raise MicrosandboxError(
+                    f"cannot start sandbox '{name}': status is {row.status.value} "
+                    "(expected Stopped or Crashed)"
+                )
+            _set_status(connection, row.id, Status.RUNNING)
+            _insert_run(connection, row.id)
+            return _find(connection, name)
+
+    def take_over(self, run_id: int) -> bool:
+        """The supervisor answers for the run from now on; False when the run has been given up."""
+        process = ProcessIdentity.current()
+        with self._database.write() as connection:
+            cursor = connection.execute(
+                "UPDATE run SET pid = ?, pid_started = ? WHERE id = ? AND status = 'Running'",
+                (process.pid, process.started, run_id),
+            )
+            return cursor.rowcount == 1
+
+    def set_draining(self, sandbox_id: int) -> None:
+        with self._database.write() as connection:
+            _set_status(connection, sandbox_id, Status.DRAINING)
+
+    def end_run(
+        self,
+        sandbox_id: int,
+        run_id: int,
+        status: Status,
+        reason: Reason,
+        *,
+        exit_code: int | None = None,
+        exit_signal: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Record the end of a run; the first record of it stays, the sandbox gets the last verdict."""
+        with self._database.write() as connection:
+            _end_run(connection, run_id, reason, exit_code, exit_signal, detail)
+            newer = "SELECT 1 FROM run WHERE sandbox_id = ? AND id > ?"
+            if connection.execute(newer, (sandbox_id, run_id)).fetchone() is None:
+                _set_status(connection, sandbox_id, status)
+
+    def remove(self, name: str) -> SandboxRow:
+        """Delete the row of a sandbox that is not running.
+
+        Raises SandboxNotFoundError, SandboxStillRunningError.
+        """
+        self.get(name)
+        with self._database.write() as connection:
+            row = _find(connection, name)
+            if not row.status.terminal:
+                raise SandboxStillRunningError(f"cannot remove sandbox '{name}': still running")
+            connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,))
+        return row
+
+    def _reconcile(self, row: SandboxRow) -> SandboxRow:
+        """What the row should say, given the process that answers for it."""
+        if row.status.terminal or row.process is None or row.process.alive():
+            return row
+        with self._database.write() as connection:
+            current = _row(
+                connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone() or _gone(row)
+            )
+            if current.run_id != row.run_id or current.process != row.process or current.status.terminal:
+                return current
+            assert row.run_id is not None
+            _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, "the process has died")
+            _set_status(connection, row.id, Status.CRASHED)
+            return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone())
+
+
+def labels_of(config: str) -> dict[str, str]:
+    """The labels in a stored configuration."""
+    labels = json.loads(config).get("labels")
+    return dict(labels) if isinstance(labels, dict) else {}
+
+
+def _row(found: sqlite3.Row) -> SandboxRow:
+    process = None if found["pid"] is None else ProcessIdentity(found["pid"], found["pid_started"])
+    return SandboxRow(
+        found["id"],
+        found["name"],
+        found["config"],
+        Status(found["status"]),
+        found["created_at"],
+        found["updated_at"],
+        found["run_id"],
+        process,
+    )
+
+
+def _gone(row: SandboxRow) -> sqlite3.Row:
+    raise SandboxNotFoundError(row.name)
+
+
+def _find(connection: sqlite3.Connection, name: str) -> SandboxRow:
+    found = connection.execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchone()
+    if found is None:
+        raise SandboxNotFoundError(name)
+    return _row(found)
+
+
+def _set_status(connection: sqlite3.Connection, sandbox_id: int, status: Status) -> None:
+    connection.execute(
+        "UPDATE sandbox SET status = ?, updated_at = ? WHERE id = ?", (status, time.time(), sandbox_id)
+    )
+
+
+def _insert_run(connection: sqlite3.Connection, sandbox_id: int) -> None:
+    process = ProcessIdentity.current()
+    connection.execute(
+        "INSERT INTO run (sandbox_id, pid, pid_started, status, started_at) VALUES (?, ?, ?, 'Running', ?)",
+        (sandbox_id, process.pid, process.started, time.time()),
+    )
+
+
+def _end_run(
+    connection: sqlite3.Connection,
+    run_id: int,
+    reason: Reason,
+    exit_code: int | None,
+    exit_signal: int | None,
+    detail: str | None,
+) -> None:
+    connection.execute(
+        "UPDATE run SET status = 'Terminated', exit_code = ?, exit_signal = ?, termination_reason = ?, "
+        "termination_detail = ?, terminated_at = ? WHERE id = ? AND status = 'Running'",
+        (exit_code, exit_signal, reason, detail, time.time(), run_id),
+    )
