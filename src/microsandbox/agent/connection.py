@@ -223,6 +223,10 @@ class Connection(asyncio.Protocol):
         self._fail(_CLOSED)
         self._transport.abort()
 
+    def finish(self) -> None:
+        """Close once everything written has been sent."""
+        self._transport.close()
+
     async def wait_closed(self) -> None:
         await self._closed.wait()
 

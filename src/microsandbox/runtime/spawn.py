@@ -1,0 +1,164 @@
+"""Starting a supervisor: one process per sandbox, told everything through descriptors.
+
+The steps run in order, and a failure at any of them gives back everything acquired before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from enum import Enum
+from pathlib import Path
+
+from microsandbox.errors import MicrosandboxError
+from microsandbox.runtime.plan import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD, LaunchPlan
+from microsandbox.runtime.process import ProcessHandle, Reservation
+from microsandbox.store.files import make_private
+
+#: Seconds a supervisor may take to print its startup line.
+STARTUP_TIMEOUT = 30.0
+_STARTUP_LINE_LIMIT = 4096
+#: Descriptors are moved above this first, so that giving one its final number never overwrites another.
+_HIGH_FD = 200
+
+
+class SpawnMode(Enum):
+    """Attached: ends with its owner. Detached: lives on once the owner lets go."""
+
+    ATTACHED = "attached"
+    DETACHED = "detached"
+
+
+async def spawn(
+    plan: LaunchPlan,
+    disks: Sequence[int],
+    mode: SpawnMode,
+    *,
+    reservation: Reservation | None = None,
+    staging: Path | None = None,
+) -> ProcessHandle:
+    """Start the supervisor of ``plan`` and return once it has said that it runs.
+
+    ``disks`` are descriptors in the order of ``plan.disks``; they stay the caller's to close, and so
+    does a lock on them: it lasts as long as any copy is open. Raises MicrosandboxError when the process
+    does not start as it should; it is gone then.
+    """
+    make_private(plan.logs)
+    with ExitStack() as ours:
+        stdout, child_stdout = os.pipe()
+        ours.callback(os.close, stdout)
+        with ExitStack() as theirs:
+            theirs.callback(os.close, child_stdout)
+            plan_fd = plan.to_fd()
+            theirs.callback(os.close, plan_fd)
+            targets = [(child_stdout, 1), (plan_fd, PLAN_FD)]
+            targets += [(fd, FIRST_DISK_FD + index) for index, fd in enumerate(disks)]
+            watchdog = None
+            if mode is SpawnMode.ATTACHED:
+                watched, watchdog = os.pipe()
+                theirs.callback(os.close, watched)
+                targets.append((watched, WATCHDOG_FD))
+            try:
+                pid = _start(plan.name, mode, targets)
+                handle = ProcessHandle(
+                    pid, plan.name, watchdog=watchdog, reservation=reservation, staging=staging
+                )
+            except BaseException:
+                if watchdog is not None:
+                    os.close(watchdog)
+                if reservation is not None:
+                    reservation.release()
+                raise
+        try:
+            await _check_startup_line(handle, stdout)
+        except BaseException:
+            await asyncio.shield(abandon(handle))
+            raise
+    return handle
+
+
+async def abandon(handle: ProcessHandle) -> None:
+    """Kill a supervisor and see it gone."""
+    with suppress(ProcessLookupError):
+        handle.kill()
+    await handle.wait()
+    handle.close()
+
+
+def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> int:
+    """posix_spawn the supervisor with its descriptors at their numbers. The owner's memory is not copied."""
+    argv = [sys.executable, "-S", "-P", "-m", "microsandbox.runtime", "--name", name]
+    if mode is SpawnMode.ATTACHED:
+        argv += ["--parent-watch-fd", str(WATCHDOG_FD)]
+    with ExitStack() as stack:
+        actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        ]
+        for source, number in targets:
+            high = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+            stack.callback(os.close, high)
+            actions.append((os.POSIX_SPAWN_DUP2, high, number))
+        return os.posix_spawn(
+            sys.executable,
+            argv,
+            _environment(),
+            file_actions=actions,
+            setsid=mode is SpawnMode.DETACHED,
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
+        )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and where to import from: ``site`` is skipped for a faster start, so it is told all of it."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    search = [package_root, *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(search))}
+
+
+async def _check_startup_line(handle: ProcessHandle, stdout: int) -> None:
+    """Read ``{"pid": N}``, the only line a supervisor ever prints. Raises MicrosandboxError."""
+    try:
+        async with asyncio.timeout(STARTUP_TIMEOUT):
+            line = await _read_line(stdout)
+    except TimeoutError:
+        raise MicrosandboxError(
+            f"runtime error: sandbox startup timeout: no JSON received within {STARTUP_TIMEOUT:g} seconds"
+        ) from None
+    with suppress(ValueError, TypeError, KeyError):
+        if json.loads(line)["pid"] == handle.pid:
+            return
+    with suppress(ProcessLookupError):
+        handle.kill()
+    status = await handle.wait()
+    raise MicrosandboxError(
+        f"runtime error: sandbox process exited ({status}) before sending startup info "
+        f"(line: {line.decode('utf-8', 'replace')!r}, check stderr above for details)"
+    )
+
+
+async def _read_line(fd: int) -> bytes:
+    """Up to the first newline, end of file or the limit."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    line = b""
+    try:
+        while not line.endswith(b"\n") and len(line) < _STARTUP_LINE_LIMIT:
+            await readable.wait()
+            readable.clear()
+            with suppress(BlockingIOError):
+                piece = os.read(fd, _STARTUP_LINE_LIMIT - len(line))
+                if not piece:
+                    break
+                line += piece
+    finally:
+        loop.remove_reader(fd)
+    return line

@@ -1,0 +1,263 @@
+"""The host process of one sandbox: it owns the virtual machine and decides when it ends.
+
+    STARTING ──ready──► RUNNING ──end()──► STOPPING ──machine gone──► (exit)
+        └────── boot failure, end() ──────────────────────────────────►┘
+
+Whatever happens, the machine, the relay socket and the catalogue row are settled before it exits; if it
+is killed, the kernel kills QEMU with it (parent-death signal) and the stale row is found by its pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from microsandbox.agent.protocol import Frame, MessageType
+from microsandbox.runtime.boot import BootFailure, bring_up, explain_exit
+from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.log_files import Console, RotatingFile
+from microsandbox.runtime.plan import LaunchPlan
+from microsandbox.runtime.relay import Relay
+from microsandbox.store.database import Database, DatabaseError
+from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from microsandbox.vmm.qemu import VirtualMachine
+
+#: Seconds the guest has to flush its disks and power off.
+FLUSH_WINDOW = 8.0
+#: The same when the owner is gone: nobody waits for the sandbox any more.
+ORPHAN_FLUSH_WINDOW = 4.0
+#: Seconds between settings of the guest's clock.
+CLOCK_INTERVAL = 60.0
+_DRAIN_STOP = b"\x01"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the sandbox ends, and how long its guest has for it; ``window`` 0 kills at once."""
+
+    reason: Reason
+    window: float
+    detail: str | None = None
+
+
+class Supervisor:
+    """Runs one sandbox from the start of its machine to its last row."""
+
+    def __init__(
+        self, plan: LaunchPlan, machine: VirtualMachine, listener: socket.socket, watchdog: int | None
+    ) -> None:
+        self._plan = plan
+        self._machine = machine
+        self._listener = listener
+        self._watchdog = watchdog
+        self._catalog = SandboxCatalog(Database(Path(plan.database)))
+        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._hurry = asyncio.Event()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._relay: Relay | None = None
+
+    def end(self, ending: Ending) -> None:
+        """Ask for the end. The first reason counts; asking again, or with no window, hurries."""
+        if not self._ending.done():
+            log.info("ending: %s%s", ending.reason, f" ({ending.detail})" if ending.detail else "")
+            self._ending.set_result(ending)
+        if ending.window == 0:
+            self._hurry.set()
+
+    async def run(self) -> int:
+        """Returns the exit status of this process."""
+        console = Console(RotatingFile(self._plan.logs / "kernel.log"))
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: console, sock=self._machine.console)
+        self._watch_signals()
+        self._watch_owner()
+        try:
+            if not self._catalog.take_over(self._plan.run_id):
+                raise BootFailure("the sandbox was given up before its runtime started", "config")
+            return await self._supervise(console)
+        except BootFailure as failure:
+            self._record_failure(failure)
+            return 1
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._machine.kill()
+            await self._machine.wait()
+            Path(self._plan.agent_socket).unlink(missing_ok=True)
+
+    async def _supervise(self, console: Console) -> int:
+        guest = await GuestLink.open(self._machine.agent)
+        relay = Relay(guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
+        exited = asyncio.ensure_future(self._machine.wait())
+        started = time.monotonic()
+        try:
+            ready = await self._boot(guest, console, exited)
+            if ready is not None:
+                log.info("guest ready after %.0f ms", 1e3 * (time.monotonic() - started))
+                await relay.serve(self._listener, ready)
+                self._relay = relay
+                self._start_timers(guest, relay)
+                await asyncio.wait((exited, self._ending, guest.lost), return_when=asyncio.FIRST_COMPLETED)
+            await self._stop(guest, exited)
+        finally:
+            relay.close()
+            guest.close()
+        return self._record_end(await exited)
+
+    async def _boot(self, guest: GuestLink, console: Console, exited: asyncio.Future[int]) -> Frame | None:
+        """The ``core.ready`` frame; None when the end was asked for first. Raises BootFailure."""
+        boot = asyncio.ensure_future(bring_up(guest, self._plan.boot))
+        try:
+            await asyncio.wait((boot, exited, self._ending), return_when=asyncio.FIRST_COMPLETED)
+            if self._ending.done() and not boot.done():
+                self._hurry.set()
+                return None
+            if boot.done() and not guest.lost.done():
+                return boot.result()
+            await asyncio.wait((exited,), timeout=2)
+            if not exited.done():
+                raise BootFailure(guest.lost.result() if guest.lost.done() else "the machine hangs")
+        finally:
+            boot.cancel()
+        await asyncio.wait_for(console.ended.wait(), 2)
+        raise explain_exit(exited.result(), console.tail, self._machine.reason())
+
+    async def _stop(self, guest: GuestLink, exited: asyncio.Future[int]) -> None:
+        """From the wish to the end of the machine."""
+        if exited.done():
+            return
+        if not self._ending.done():
+            self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
+        ending = self._ending.result()
+        if not self._hurry.is_set():
+            guest.send_message(MessageType.SHUTDOWN)
+            hurry = asyncio.ensure_future(self._hurry.wait())
+            await asyncio.wait((exited, hurry), timeout=ending.window, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+        if not exited.done():
+            log.info("killing the machine")
+            self._machine.kill()
+
+    # what may end it
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_drain)
+
+    def _on_sigterm(self) -> None:
+        if self._ending.done():
+            self._hurry.set()
+        self.end(Ending(Reason.SIGNAL, FLUSH_WINDOW, "SIGTERM"))
+
+    def _on_drain(self) -> None:
+        """SIGUSR1: running commands finish, new ones are refused, then the guest is shut down."""
+        if self._relay is None:
+            self.end(Ending(Reason.DRAIN_REQUESTED, 0))
+            return
+        try:
+            self._catalog.set_draining(self._plan.sandbox_id)
+        except DatabaseError:
+            log.exception("draining, but the catalogue could not be told")
+        self._start(self._drain(self._relay))
+
+    def _watch_owner(self) -> None:
+        if self._watchdog is not None:
+            os.set_blocking(self._watchdog, False)
+            asyncio.get_running_loop().add_reader(self._watchdog, self._on_watchdog)
+
+    def _on_watchdog(self) -> None:
+        assert self._watchdog is not None
+        data = os.read(self._watchdog, 64)
+        if data and _DRAIN_STOP not in data:
+            return
+        asyncio.get_running_loop().remove_reader(self._watchdog)
+        os.close(self._watchdog)
+        if not data:
+            self.end(Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone"))
+
+    def _start_timers(self, guest: GuestLink, relay: Relay) -> None:
+        self._start(self._keep_clock(guest))
+        if self._plan.max_duration is not None:
+            self._start(self._limit_duration(self._plan.max_duration))
+        if self._plan.idle_timeout is not None:
+            self._start(self._limit_idleness(self._plan.idle_timeout, relay))
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        self._tasks.add(asyncio.ensure_future(coroutine))
+
+    async def _drain(self, relay: Relay) -> None:
+        await relay.drain()
+        self.end(Ending(Reason.DRAIN_REQUESTED, FLUSH_WINDOW))
+
+    async def _limit_duration(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self.end(Ending(Reason.MAX_DURATION, 0))
+
+    async def _limit_idleness(self, seconds: float, relay: Relay) -> None:
+        while True:
+            idle_for = time.monotonic() - relay.last_activity
+            if not relay.exec_sessions and idle_for >= seconds:
+                self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
+                return
+            await asyncio.sleep(seconds if relay.exec_sessions else seconds - idle_for)
+
+    async def _keep_clock(self, guest: GuestLink) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_INTERVAL)
+            guest.send_message(MessageType.CLOCK_SYNC, {"unix_time_nanos": time.time_ns()})
+
+    # what is left behind
+
+    def _record_failure(self, failure: BootFailure) -> None:
+        log.error("boot failed: %s", failure.message)
+        failure.save(self._plan.logs / "boot-error.json")
+        self._settle(Reason.INTERNAL_ERROR, exit_code=1, detail=failure.message)
+
+    def _record_end(self, status: int) -> int:
+        if self._ending.done():
+            ending = self._ending.result()
+            reason, detail = ending.reason, ending.detail
+        else:
+            reason, detail = (Reason.COMPLETED if status == 0 else Reason.FAILED), None
+        log.info("machine ended with status %d: %s", status, reason)
+        self._settle(
+            reason,
+            status=Status.CRASHED if reason is Reason.FAILED else Status.STOPPED,
+            exit_code=status if status >= 0 else None,
+            exit_signal=-status if status < 0 else None,
+            detail=detail,
+        )
+        return 0
+
+    def _settle(
+        self,
+        reason: Reason,
+        *,
+        status: Status = Status.STOPPED,
+        exit_code: int | None,
+        exit_signal: int | None = None,
+        detail: str | None,
+    ) -> None:
+        plan = self._plan
+        try:
+            self._catalog.end_run(
+                plan.sandbox_id,
+                plan.run_id,
+                status,
+                reason,
+                exit_code=exit_code,
+                exit_signal=exit_signal,
+                detail=detail,
+            )
+        except DatabaseError:
+            log.exception("the end of the run could not be recorded; its row will be found stale")

@@ -1,0 +1,172 @@
+"""From a row in the catalogue to a connected sandbox: disks, launch plan, supervisor, relay.
+
+Creating and starting meet here: both have a Running row whose run is this process's, and a directory with
+the writable layer. Whatever fails from here on leaves a stopped sandbox and no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from typing import Any
+
+from microsandbox.image.store import StoredImage
+from microsandbox.sandbox.options import SandboxConfig
+from microsandbox.vmm.accel import Verdict, accelerator
+from microsandbox.vmm.kernel import GuestKernel, installed_kernel, prepare_kernel
+
+from microsandbox.agent.connection import Connection
+from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
+from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
+from microsandbox.runtime.disks import open_locked
+from microsandbox.runtime.plan import FIRST_DISK_FD, DiskPlan, LaunchPlan
+from microsandbox.runtime.process import ProcessHandle
+from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
+from microsandbox.sandbox.context import Context
+from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+
+#: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
+MAX_SCRIPT_BYTES = 3 << 20
+
+
+async def prepare_host(context: Context) -> tuple[GuestKernel, Verdict]:
+    """The guest kernel (prepared now if it never was) and how guest code is run here."""
+    kernel = installed_kernel(context.home)
+    if kernel is None:
+        kernel = await asyncio.to_thread(prepare_kernel, context.home)
+    return kernel, await asyncio.to_thread(accelerator, context.home, kernel)
+
+
+async def boot(
+    context: Context,
+    row: SandboxRow,
+    config: SandboxConfig,
+    image: StoredImage,
+    host: tuple[GuestKernel, Verdict],
+    mode: SpawnMode,
+) -> tuple[ProcessHandle, Connection]:
+    """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
+    paths = context.home.sandbox(row.name)
+    handle: ProcessHandle | None = None
+    try:
+        paths.boot_error.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            disks = [open_locked(image.rootfs, writable=False), open_locked(paths.upper, writable=True)]
+            for fd in disks:
+                stack.callback(os.close, fd)
+            handle = await spawn(_plan(context, row, config, host), disks, mode)
+        connection = await _connect(context, row, handle)
+        try:
+            await _check_workdir(connection, config)
+        except BaseException:
+            connection.close()
+            raise
+    except BaseException:
+        if handle is not None:
+            await asyncio.shield(abandon(handle))
+            paths.agent_socket.unlink(missing_ok=True)
+        assert row.run_id is not None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        raise
+    return handle, connection
+
+
+def _plan(
+    context: Context, row: SandboxRow, config: SandboxConfig, host: tuple[GuestKernel, Verdict]
+) -> LaunchPlan:
+    kernel, verdict = host
+    paths = context.home.sandbox(row.name)
+    assert row.run_id is not None
+    return LaunchPlan(
+        name=row.name,
+        sandbox_id=row.id,
+        run_id=row.run_id,
+        database=str(context.home.database.absolute()),
+        directory=str(paths.directory.absolute()),
+        agent_socket=str(paths.agent_socket.absolute()),
+        kernel={key: str(value) for key, value in asdict(kernel).items()},
+        accelerator=verdict.accelerator.value,
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+        disks=(
+            DiskPlan("rootfs", FIRST_DISK_FD, "raw", read_only=True),
+            DiskPlan("upper", FIRST_DISK_FD + 1, "raw", read_only=False),
+        ),
+        boot=_boot_config(config),
+        max_duration=config.max_duration_secs,
+        idle_timeout=config.idle_timeout_secs,
+        log_level=config.log_level,
+    )
+
+
+def _boot_config(config: SandboxConfig) -> dict[str, Any]:
+    """The body of ``core.boot.config``: what makes a booted guest this sandbox."""
+    scripts = [{"name": name, "content": body.encode()} for name, body in config.scripts.items()]
+    if sum(len(body.encode()) for body in config.scripts.values()) > MAX_SCRIPT_BYTES:
+        raise InvalidConfigError(f"scripts are larger than {MAX_SCRIPT_BYTES >> 20} MiB together")
+    return {
+        "hostname": config.hostname or config.name,
+        "machine_id": secrets.token_hex(16),
+        "root": {
+            "lower": "/dev/vda",
+            "lower_fstype": "squashfs",
+            "upper": "/dev/vdb",
+            "upper_fstype": "ext4",
+        },
+        "tmpfs": [{"path": mount.guest, "size_mib": mount.size_mib} for mount in config.tmpfs_mounts],
+        "env": [],
+        "user": config.user,
+        "scripts": scripts,
+        "rlimits": [],
+    }
+
+
+async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> Connection:
+    """The relay's handshake, or the reason why there will be none. Raises BootError."""
+    path = context.home.sandbox(row.name).agent_socket
+    opening = asyncio.ensure_future(Connection.open(path, timeout=BOOT_TIMEOUT + 10))
+    exited = asyncio.ensure_future(handle.wait())
+    try:
+        await asyncio.wait((opening, exited), return_when=asyncio.FIRST_COMPLETED)
+        if opening.done() and opening.exception() is None:
+            return opening.result()
+        if not exited.done():
+            await asyncio.wait((exited,), timeout=5)
+        failure = BootFailure.load(context.home.sandbox(row.name).boot_error)
+        if failure is not None:
+            raise BootError(row.name, failure.message, stage=failure.stage, errno=failure.errno)
+        if not exited.done():
+            return opening.result()
+        raise BootError(
+            row.name, f"sandbox process exited ({exited.result()}) before agent relay became available"
+        )
+    except asyncio.CancelledError:
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        raise
+    finally:
+        for task in (opening, exited):
+            task.cancel()
+            with suppress(asyncio.CancelledError, MicrosandboxError):
+                await asyncio.wait((task,))
+
+
+async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:
+    from microsandbox.types import FsEntryKind
+
+    from microsandbox.errors import FilesystemError
+    from microsandbox.sandbox.fs import SandboxFsOps
+
+    if config.workdir is None:
+        return
+    try:
+        found = await SandboxFsOps(connection).stat(config.workdir)
+    except FilesystemError as error:
+        raise InvalidConfigError(
+            f"workdir does not exist in guest: {config.workdir}: {error.detail}"
+        ) from error
+    if found.kind != FsEntryKind.DIRECTORY:
+        raise InvalidConfigError(f"workdir is not a directory in guest: {config.workdir}")

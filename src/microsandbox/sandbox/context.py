@@ -1,0 +1,42 @@
+"""What every operation of one home shares: its paths, its catalogue, its images."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from microsandbox.store.database import Database
+from microsandbox.store.home import Home, base_directory
+from microsandbox.store.sandboxes import SandboxCatalog
+
+if TYPE_CHECKING:
+    from microsandbox.image.store import ImageStore
+
+
+@dataclass(frozen=True)
+class Context:
+    """Made once per process and home; everything in it is safe to share between tasks."""
+
+    home: Home
+    database: Database
+    sandboxes: SandboxCatalog
+
+    @classmethod
+    def current(cls) -> Context:
+        """The context of ``MSB_HOME``. Raises InvalidConfigError for a bad config.json."""
+        return _open(base_directory())
+
+    @functools.cached_property
+    def images(self) -> ImageStore:
+        from microsandbox.image.store import ImageStore
+
+        return ImageStore(self.home, self.database)
+
+
+@functools.lru_cache(maxsize=16)
+def _open(base: Path) -> Context:
+    home = Home.open()
+    database = Database(home.database, busy_timeout=home.config.busy_timeout_secs)
+    return Context(home, database, SandboxCatalog(database))

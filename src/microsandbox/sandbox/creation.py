@@ -1,0 +1,111 @@
+"""Making sandboxes: checks, image, row, writable layer, boot; and booting one that exists again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from microsandbox.sandbox.options import CreateOptions, SandboxConfig
+from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
+from microsandbox.sandbox.validation import validate
+
+from microsandbox.errors import ImageNotFoundError, MicrosandboxError, SandboxAlreadyExistsError
+from microsandbox.runtime.disks import make_upper
+from microsandbox.runtime.spawn import SpawnMode
+from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox.boot import boot, prepare_host
+from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.sandbox import Sandbox
+from microsandbox.store.files import make_private, remove_tree
+from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+
+if TYPE_CHECKING:
+    from microsandbox.image.progress import PullEvent
+    from microsandbox.image.store import StoredImage
+
+Progress = Callable[["PullEvent"], None]
+
+
+async def create(
+    context: Context,
+    options: CreateOptions,
+    progress: Progress | None = None,
+    *,
+    on_pulled: Callable[[], None] = lambda: None,
+) -> Sandbox:
+    """Create and boot a sandbox. A failure before its row leaves nothing, a later one a stopped sandbox."""
+    config = options.config
+    validate(config)
+    context.home.agent_socket(config.name)
+    if options.replace:
+        await lifecycle.make_way(context, config.name, options.replace_timeout)
+    else:
+        _check_free(context, config.name)
+    host = asyncio.ensure_future(prepare_host(context))
+    try:
+        image = await _image(context, config, progress)
+    except BaseException:
+        host.cancel()
+        raise
+    on_pulled()
+    config = merge_image(config, image)
+    ready = await host
+    row = context.sandboxes.create(config.name, dump_config(config), config.labels, image.manifest_digest)
+    await _make_files(context, row, config)
+    mode = SpawnMode.DETACHED if options.detached else SpawnMode.ATTACHED
+    handle, connection = await boot(context, row, config, image, ready, mode)
+    return Sandbox(context, row, config, connection, handle)
+
+
+async def start(context: Context, name: str, *, detached: bool) -> Sandbox:
+    """Boot a stopped or crashed sandbox again, with its writable layer as it was left."""
+    config = load_config(context.sandboxes.get(name).config)
+    ready = await prepare_host(context)
+    row = context.sandboxes.begin_start(name)
+    try:
+        paths = context.home.sandbox(name)
+        if not paths.directory.is_dir() or not paths.upper.is_file():
+            raise MicrosandboxError(f"sandbox state missing for '{name}': {paths.directory}")
+        image = _stored_image(context, config)
+    except BaseException:
+        assert row.run_id is not None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        raise
+    mode = SpawnMode.DETACHED if detached else SpawnMode.ATTACHED
+    handle, connection = await boot(context, row, config, image, ready, mode)
+    return Sandbox(context, row, config, connection, handle)
+
+
+def _check_free(context: Context, name: str) -> None:
+    if context.sandboxes.find(name) is not None or context.home.sandbox(name).directory.exists():
+        raise SandboxAlreadyExistsError(name)
+
+
+async def _image(context: Context, config: SandboxConfig, progress: Progress | None) -> StoredImage:
+    return await context.images.pull(config.image.reference, policy=config.pull_policy, progress=progress)
+
+
+def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
+    """The image a sandbox was made from, by the digest that was pinned then."""
+    try:
+        return context.images.by_digest(config.manifest_digest)
+    except ImageNotFoundError as error:
+        raise MicrosandboxError(
+            f"sandbox '{config.name}' cannot start: image missing: {config.image.reference} "
+            f"({config.manifest_digest}); pull it again"
+        ) from error
+
+
+async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) -> None:
+    """The sandbox's directory and writable layer; a failure takes the row with it."""
+    paths = context.home.sandbox(row.name)
+    try:
+        make_private(paths.logs)
+        await asyncio.to_thread(make_upper, context.home, paths.upper, config.image.upper_size_mib)
+    except BaseException:
+        assert row.run_id is not None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        context.sandboxes.remove(row.name)
+        remove_tree(paths.directory)
+        raise

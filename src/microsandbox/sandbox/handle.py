@@ -1,0 +1,126 @@
+"""A sandbox by name, running or not: what the catalogue knew when the handle was made, and its lifecycle."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from microsandbox.sandbox.stored_config import load_config
+from microsandbox.types import SandboxStatus
+
+from microsandbox.agent.connection import Connection
+from microsandbox.errors import MicrosandboxError, NotSupportedYetError
+from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.sandbox import Sandbox, check_timeout, stop_result
+from microsandbox.store.sandboxes import SandboxRow, Status
+
+if TYPE_CHECKING:
+    from microsandbox.types import SandboxStopResult
+
+
+class SandboxHandle:
+    """Get one with ``await Sandbox.get(name)``. Its values are fixed: use refresh() for new ones."""
+
+    def __init__(self, context: Context, row: SandboxRow) -> None:
+        self._context = context
+        self._row = row
+
+    def __repr__(self) -> str:
+        return f"SandboxHandle(name={self.name!r}, status={self.status!r})"
+
+    @property
+    def name(self) -> str:
+        return self._row.name
+
+    @property
+    def status(self) -> str:
+        """``running``, ``draining``, ``paused``, ``stopped`` or ``crashed``."""
+        return SandboxStatus(self._row.status.lower())
+
+    @property
+    def config_json(self) -> str:
+        """The stored configuration, as JSON."""
+        return self._row.config
+
+    def config(self) -> dict[str, Any]:
+        """The stored configuration."""
+        values: dict[str, Any] = json.loads(self._row.config)
+        return values
+
+    @property
+    def created_at(self) -> float | None:
+        """Milliseconds since the epoch."""
+        return self._row.created_at * 1000
+
+    @property
+    def updated_at(self) -> float | None:
+        """Milliseconds since the epoch."""
+        return self._row.updated_at * 1000
+
+    async def refresh(self) -> SandboxHandle:
+        """A new handle. Raises SandboxNotFoundError when the sandbox was removed."""
+        return SandboxHandle(self._context, self._context.sandboxes.get(self.name))
+
+    async def start(self, *, detached: bool = False) -> Sandbox:
+        """Boot it again. Raises SandboxStillRunningError, BootError."""
+        from microsandbox.sandbox import creation
+
+        return await creation.start(self._context, self.name, detached=detached)
+
+    async def connect(self, timeout: float | None = None) -> Sandbox:
+        """Connect to it within ``timeout`` seconds (default 10) without owning its life."""
+        check_timeout(timeout)
+        if self._row.status not in (Status.RUNNING, Status.DRAINING):
+            raise MicrosandboxError(
+                f"sandbox '{self.name}' is not running (status: {self._row.status.value})"
+            )
+        connection = await Connection.open(
+            self._context.home.sandbox(self.name).agent_socket,
+            timeout=lifecycle.CONNECT_TIMEOUT if timeout is None else timeout,
+        )
+        return Sandbox(self._context, self._row, load_config(self._row.config), connection, None)
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Power off; kill after ``timeout`` seconds (default 10, 0 kills at once)."""
+        check_timeout(timeout)
+        await lifecycle.stop(self._context, self.name, timeout)
+
+    async def kill(self, timeout: float | None = None) -> None:
+        """End it now and wait up to ``timeout`` seconds (default 5)."""
+        check_timeout(timeout)
+        await lifecycle.kill(self._context, self.name, timeout)
+
+    async def request_stop(self) -> None:
+        await lifecycle.request_stop(self._context, self.name)
+
+    async def request_kill(self) -> None:
+        lifecycle.request_kill(self._context, self.name)
+
+    async def request_drain(self) -> None:
+        lifecycle.request_drain(self._context, self.name)
+
+    async def wait_until_stopped(self) -> SandboxStopResult:
+        observed = await lifecycle.wait_until_stopped(self._context, self.name)
+        return stop_result(observed, None, None, "refreshed runtime state")
+
+    async def remove(self) -> None:
+        """Delete it. Raises SandboxStillRunningError."""
+        await lifecycle.remove(self._context, self.name)
+
+    # later releases
+
+    async def metrics(self) -> Any:
+        raise NotSupportedYetError("metrics")
+
+    async def logs(self, **_options: Any) -> Any:
+        raise NotSupportedYetError("logs")
+
+    async def log_stream(self, **_options: Any) -> Any:
+        raise NotSupportedYetError("log_stream")
+
+    async def snapshot(self, name: str) -> Any:
+        raise NotSupportedYetError("snapshots")
+
+    async def snapshot_to(self, path: str) -> Any:
+        raise NotSupportedYetError("snapshots")

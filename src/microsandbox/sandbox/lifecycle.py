@@ -1,0 +1,174 @@
+"""Ending and removing sandboxes, by name: what a handle does, and what replacing one needs.
+
+Whoever waits here waits for the supervisor's process to end (a pidfd), not for a row to change: when it
+returns, the disks are unlocked and the name is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from microsandbox.agent.connection import Connection
+from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.errors import AgentClientError, MicrosandboxError, SandboxNotFoundError
+from microsandbox.sandbox.context import Context
+from microsandbox.store.files import partial_path, remove_tree
+from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+
+#: Seconds: for a guest to flush and power off, for a killed process to be gone, for a connection.
+STOP_TIMEOUT, KILL_TIMEOUT, CONNECT_TIMEOUT, REPLACE_GRACE = 10.0, 5.0, 10.0, 10.0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known when a sandbox has been seen stopped."""
+
+    row: SandboxRow
+    observed_at: float
+
+
+async def request_stop(context: Context, name: str) -> None:
+    """Ask the guest to power off: through the relay, else by SIGTERM. Does nothing when it has ended."""
+    row = context.sandboxes.get(name)
+    if row.status.terminal:
+        return
+    try:
+        connection = await Connection.open(context.home.sandbox(name).agent_socket, timeout=CONNECT_TIMEOUT)
+    except AgentClientError:
+        _send(row, signal.SIGTERM)
+        return
+    try:
+        await connection.send(encode(0, MessageType.SHUTDOWN))
+        connection.finish()
+        await connection.wait_closed()
+    except AgentClientError:
+        _send(row, signal.SIGTERM)
+    finally:
+        connection.close()
+
+
+async def stop(context: Context, name: str, timeout: float | None) -> None:
+    """Power off, and kill after ``timeout`` seconds (default 10; 0 kills at once)."""
+    grace = STOP_TIMEOUT if timeout is None else timeout
+    if grace == 0:
+        await kill(context, name, None)
+        return
+    row = context.sandboxes.get(name)
+    if row.status.terminal:
+        return
+    deadline = time.monotonic() + grace
+    await request_stop(context, name)
+    if not await _gone(row, deadline - time.monotonic()):
+        await kill(context, name, None)
+
+
+def request_kill(context: Context, name: str) -> None:
+    """SIGKILL the supervisor; its machine dies with it. Does nothing when it has ended."""
+    row = context.sandboxes.get(name)
+    if not row.status.terminal and not _send(row, signal.SIGKILL):
+        raise MicrosandboxError(f"runtime error: cannot kill sandbox '{name}': sandbox state is unavailable")
+
+
+def request_drain(context: Context, name: str) -> None:
+    """Ask the supervisor to finish what runs and start nothing new. Does nothing when it has ended."""
+    row = context.sandboxes.get(name)
+    if not row.status.terminal and not _send(row, signal.SIGUSR1):
+        raise MicrosandboxError(f"runtime error: cannot drain sandbox '{name}': sandbox state is unavailable")
+
+
+async def kill(context: Context, name: str, timeout: float | None) -> None:
+    """SIGKILL, and wait ``timeout`` seconds (default 5) for the end; the status is Stopped then."""
+    row = context.sandboxes.get(name)
+    if row.status.terminal:
+        return
+    _send(row, signal.SIGKILL)
+    if not await _gone(row, KILL_TIMEOUT if timeout is None else timeout):
+        raise not_observed(name)
+    settle_killed(context, row)
+
+
+def settle_killed(context: Context, row: SandboxRow) -> None:
+    """Record the end of a run whose supervisor was killed and so could not."""
+    if row.run_id is not None:
+        context.sandboxes.end_run(
+            row.id, row.run_id, Status.STOPPED, Reason.SIGNAL, exit_signal=signal.SIGKILL, detail="killed"
+        )
+    context.home.sandbox(row.name).agent_socket.unlink(missing_ok=True)
+
+
+async def wait_until_stopped(context: Context, name: str) -> Observed:
+    """Return when the sandbox has ended, however long that takes."""
+    while not (row := context.sandboxes.get(name)).status.terminal:
+        await _gone(row, None)
+    return Observed(row, time.time())
+
+
+async def remove(context: Context, name: str) -> None:
+    """Delete a stopped sandbox and its directory. Raises SandboxNotFoundError, SandboxStillRunningError."""
+    directory = context.home.sandbox(name).directory
+    try:
+        context.sandboxes.remove(name)
+    except SandboxNotFoundError:
+        if not directory.is_dir():
+            raise
+    context.home.sandbox(name).agent_socket.unlink(missing_ok=True)
+    doomed = partial_path(directory)
+    with suppress(FileNotFoundError):
+        directory.rename(doomed)
+    await asyncio.to_thread(remove_tree, doomed)
+
+
+async def make_way(context: Context, name: str, grace: float) -> None:
+    """Remove a sandbox of that name, running or not: SIGTERM, ``grace`` seconds, SIGKILL."""
+    row = context.sandboxes.find(name)
+    if row is not None and not row.status.terminal:
+        if grace > 0 and _send(row, signal.SIGTERM):
+            await _gone(row, grace)
+        if row.process is not None and row.process.alive():
+            await kill(context, name, None)
+        elif not context.sandboxes.get(name).status.terminal:
+            settle_killed(context, row)
+    with suppress(SandboxNotFoundError):
+        await remove(context, name)
+
+
+def not_observed(name: str) -> MicrosandboxError:
+    return MicrosandboxError(f"runtime error: timed out observing stopped state for sandbox '{name}'")
+
+
+def _send(row: SandboxRow, number: int) -> bool:
+    """Signal the process that answers for the row; False when there is none."""
+    fd = None if row.process is None else row.process.open_pidfd()
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+async def _gone(row: SandboxRow, timeout: float | None) -> bool:
+    """Wait for the process that answers for the row; False after ``timeout`` seconds."""
+    fd = None if row.process is None else row.process.open_pidfd()
+    if fd is None:
+        return True
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        async with asyncio.timeout(None if timeout is None else max(timeout, 0)):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return True

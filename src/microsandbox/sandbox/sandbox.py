@@ -1,0 +1,369 @@
+"""A running sandbox, connected: commands, files, and the end of its life."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from microsandbox.sandbox.exec_options import ExecOptions, exec_request, parse_exec, parse_shell
+from microsandbox.sandbox.options import SandboxConfig
+from microsandbox.types import SandboxStatus, SandboxStopResult
+
+from microsandbox.agent.connection import Connection
+from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.errors import AgentClientError, MicrosandboxError, NotSupportedYetError
+from microsandbox.runtime.process import ProcessHandle
+from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.fs import SandboxFsOps
+from microsandbox.store.sandboxes import SandboxRow
+
+if TYPE_CHECKING:
+    from microsandbox.types import ExecOutput
+
+    from microsandbox.sandbox.exec import ExecHandle
+    from microsandbox.sandbox.handle import SandboxHandle
+    from microsandbox.sandbox.pull_session import PullSession
+
+
+class AwaitableText(str):
+    """A text that may also be awaited, as microsandbox's ``await sandbox.name`` is."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, str]:
+        return str(self)
+        yield
+
+
+class AwaitableFlag(int):
+    """A truth value that may also be awaited."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, bool]:
+        return bool(self)
+        yield
+
+
+class Sandbox:
+    """A virtual machine that runs an image. Make one with ``await Sandbox.create(name, image=...)``.
+
+    As an async context manager it is killed and removed at the end of the block. A sandbox that is
+    attached (the default) ends with this process; ``detach()`` lets it live on.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        row: SandboxRow,
+        config: SandboxConfig,
+        connection: Connection,
+        process: ProcessHandle | None,
+    ) -> None:
+        self._context = context
+        self._row = row
+        self._config = config
+        self._connection = connection
+        self._process = process
+        self._consumed = False
+
+    # making and finding
+
+    @staticmethod
+    async def create(name: str, **options: Any) -> Sandbox:
+        """Create a sandbox and return when it takes commands.
+
+        ``image=`` is required; ``memory`` is in MiB, durations are in seconds. All keywords are listed in
+        docs/python.md. Raises SandboxAlreadyExistsError, InvalidConfigError, ImageError, BootError.
+        """
+        from microsandbox.sandbox.options import parse_create
+
+        from microsandbox.sandbox import creation
+
+        context = Context.current()
+        return await creation.create(context, parse_create(name, options, context.home))
+
+    @staticmethod
+    def create_with_progress(name: str, **options: Any) -> PullSession:
+        """As create(), in the background, with the events of the image pull to follow."""
+        from microsandbox.sandbox.options import parse_create
+
+        from microsandbox.sandbox.pull_session import PullSession
+
+        context = Context.current()
+        return PullSession(context, parse_create(name, options, context.home))
+
+    @staticmethod
+    async def start(name: str, *, detached: bool = False) -> Sandbox:
+        """Boot a stopped or crashed sandbox again.
+
+        Raises SandboxNotFoundError, SandboxStillRunningError, BootError.
+        """
+        from microsandbox.sandbox import creation
+
+        return await creation.start(Context.current(), name, detached=detached)
+
+    @staticmethod
+    async def get(name: str) -> SandboxHandle:
+        """The handle of a sandbox, running or not. Raises SandboxNotFoundError."""
+        from microsandbox.sandbox.handle import SandboxHandle
+        from microsandbox.store.home import validate_name
+
+        context = Context.current()
+        return SandboxHandle(context, context.sandboxes.get(validate_name(name)))
+
+    @staticmethod
+    async def list() -> list[SandboxHandle]:
+        """All sandboxes, newest first."""
+        return await Sandbox.list_with()
+
+    @staticmethod
+    async def list_with(*, labels: Mapping[str, str] | None = None) -> list[SandboxHandle]:
+        """The sandboxes that carry all of these labels, newest first."""
+        from microsandbox.sandbox.handle import SandboxHandle
+
+        context = Context.current()
+        return [SandboxHandle(context, row) for row in context.sandboxes.list(labels)]
+
+    @staticmethod
+    async def remove(name: str) -> None:
+        """Delete a stopped sandbox, its writable layer and its logs.
+
+        Raises SandboxNotFoundError, SandboxStillRunningError.
+        """
+        from microsandbox.store.home import validate_name
+
+        await lifecycle.remove(Context.current(), validate_name(name))
+
+    # what it is
+
+    @property
+    def name(self) -> AwaitableText:
+        self._check_usable()
+        return AwaitableText(self._row.name)
+
+    @property
+    def owns_lifecycle(self) -> AwaitableFlag:
+        """Whether this object holds the sandbox's process, or is only connected to it."""
+        self._check_usable()
+        return AwaitableFlag(self._process is not None)
+
+    @property
+    def fs(self) -> SandboxFsOps:
+        """The guest's files."""
+        self._check_usable()
+        return SandboxFsOps(self._connection)
+
+    # commands
+
+    async def exec(
+        self,
+        cmd: str,
+        args: Any = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        stdin: Any = None,
+        tty: bool = False,
+        rlimits: Iterable[Any] | None = None,
+    ) -> ExecOutput:
+        """Run a command to its end and return its output.
+
+        ``args`` is a list, or a mapping of options. ``timeout`` is in seconds. Raises ExecTimeoutError,
+        ExecFailedError when the command cannot be started.
+        """
+        options = parse_exec(
+            cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, tty=tty, rlimits=rlimits
+        )
+        return await self._run(options)
+
+    async def exec_stream(
+        self,
+        cmd: str,
+        args: Any = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        stdin: Any = None,
+        tty: bool = False,
+        rlimits: Iterable[Any] | None = None,
+    ) -> ExecHandle:
+        """Start a command and return at once; iterate over the handle for its output as it happens."""
+        options = parse_exec(
+            cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, tty=tty, rlimits=rlimits
+        )
+        return await self._start(options)
+
+    async def shell(self, script: str, **options: Any) -> ExecOutput:
+        """Run a script with the sandbox's shell; keywords as for exec()."""
+        return await self._run(parse_shell(script, self._config.shell, options))
+
+    async def shell_stream(self, script: str, **options: Any) -> ExecHandle:
+        """Start a script with the sandbox's shell; keywords as for exec_stream()."""
+        return await self._start(parse_shell(script, self._config.shell, options))
+
+    async def _start(self, options: ExecOptions) -> ExecHandle:
+        from microsandbox.sandbox import exec
+
+        self._check_usable()
+        return await exec.start(self._connection, exec_request(options, self._config), options)
+
+    async def _run(self, options: ExecOptions) -> ExecOutput:
+        from microsandbox.sandbox import exec
+
+        return await exec.run(await self._start(options), options.timeout)
+
+    # the end
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Power off; kill after ``timeout`` seconds (default 10, 0 kills at once)."""
+        self._check_usable()
+        check_timeout(timeout)
+        if self._process is None:
+            await lifecycle.stop(self._context, self._row.name, timeout)
+            return
+        grace = lifecycle.STOP_TIMEOUT if timeout is None else timeout
+        if grace == 0:
+            if self._process.try_wait() is None:
+                await self.kill()
+            return
+        with suppress(AgentClientError):
+            await self.request_stop()
+        if not await self._ended(grace):
+            await self.kill()
+
+    async def kill(self, timeout: float | None = None) -> None:
+        """End it now, without a flush, and wait up to ``timeout`` seconds (default 5)."""
+        self._check_usable()
+        check_timeout(timeout)
+        if self._process is None:
+            await lifecycle.kill(self._context, self._row.name, timeout)
+            return
+        await self.request_kill()
+        if not await self._ended(lifecycle.KILL_TIMEOUT if timeout is None else timeout):
+            raise lifecycle.not_observed(self._row.name)
+        lifecycle.settle_killed(self._context, self._row)
+
+    async def request_stop(self) -> None:
+        """Ask for a power-off and return. Raises AgentClientError when the connection is gone."""
+        self._check_usable()
+        await self._connection.send(encode(0, MessageType.SHUTDOWN))
+
+    async def request_kill(self) -> None:
+        self._check_usable()
+        if self._process is None:
+            lifecycle.request_kill(self._context, self._row.name)
+            return
+        try:
+            self._process.kill()
+        except ProcessLookupError as error:
+            raise MicrosandboxError("nix error: ESRCH: No such process") from error
+
+    async def request_drain(self) -> None:
+        """Let running commands finish, refuse new ones, then power off."""
+        self._check_usable()
+        if self._process is None:
+            lifecycle.request_drain(self._context, self._row.name)
+            return
+        try:
+            self._process.drain()
+        except ProcessLookupError as error:
+            raise MicrosandboxError("nix error: ESRCH: No such process") from error
+
+    async def wait_until_stopped(self) -> SandboxStopResult:
+        """Return when it has ended, however that comes about."""
+        self._check_usable()
+        if self._process is None:
+            observed = await lifecycle.wait_until_stopped(self._context, self._row.name)
+            return stop_result(observed, None, None, "refreshed runtime state")
+        status = await self._process.wait()
+        row = self._context.sandboxes.get(self._row.name)
+        observed = lifecycle.Observed(row, time.time())
+        return stop_result(observed, status.code, status.signal, "owned process handle")
+
+    async def detach(self) -> None:
+        """Let the sandbox live on without this process; the object is consumed. Idempotent."""
+        if self._consumed:
+            return
+        self._consumed = True
+        if self._process is not None:
+            self._process.disarm()
+        self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    async def __aexit__(self, *_: object) -> bool:
+        if self._consumed:
+            return False
+        with suppress(MicrosandboxError, OSError):
+            await self.kill()
+        with suppress(MicrosandboxError, OSError):
+            await lifecycle.remove(self._context, self._row.name)
+        self._consumed = True
+        self._connection.close()
+        return False
+
+    async def _ended(self, timeout: float) -> bool:
+        import asyncio
+
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(timeout):
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _check_usable(self) -> None:
+        if self._consumed:
+            raise RuntimeError("sandbox has been consumed")
+
+    # later releases
+
+    def ssh(self) -> Any:
+        raise NotSupportedYetError("ssh")
+
+    async def attach(self, cmd: str, args: Any = None, **_options: Any) -> int:
+        raise NotSupportedYetError("attach")
+
+    async def attach_shell(self) -> int:
+        raise NotSupportedYetError("attach_shell")
+
+    async def metrics(self) -> Any:
+        raise NotSupportedYetError("metrics")
+
+    async def metrics_stream(self, interval: float = 1.0) -> Any:
+        raise NotSupportedYetError("metrics_stream")
+
+    async def logs(self, **_options: Any) -> Any:
+        raise NotSupportedYetError("logs")
+
+    async def log_stream(self, **_options: Any) -> Any:
+        raise NotSupportedYetError("log_stream")
+
+
+def stop_result(
+    observed: lifecycle.Observed, code: int | None, signal: int | None, source: str
+) -> SandboxStopResult:
+    return SandboxStopResult(
+        name=observed.row.name,
+        status=SandboxStatus(observed.row.status.lower()),
+        exit_code=code,
+        signal=signal,
+        observed_at=observed.observed_at * 1000,
+        source=source,
+    )
+
+
+def check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout >= 0:
+        raise ValueError("timeout must be non-negative")

@@ -1,0 +1,164 @@
+"""The catalogue of sandboxes: one winner, honest statuses, rows of dead processes found out."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from microsandbox.errors import SandboxAlreadyExistsError, SandboxNotFoundError, SandboxStillRunningError
+from microsandbox.store.database import Database, DatabaseError
+from microsandbox.store.processes import ProcessIdentity
+from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "db" / "msb.db"
+
+
+@pytest.fixture
+def catalog(path):
+    return SandboxCatalog(Database(path))
+
+
+def create(catalog, name="one", **labels):
+    return catalog.create(name, "{}", labels, None)
+
+
+def end(catalog, row, status=Status.STOPPED):
+    catalog.end_run(row.id, row.run_id, status, Reason.COMPLETED)
+
+
+def test_a_new_sandbox_is_running_and_this_process_answers_for_it(catalog):
+    row = create(catalog)
+    assert (row.status, row.process) == (Status.RUNNING, ProcessIdentity.current())
+    assert catalog.get("one") == row
+
+
+def test_a_name_is_taken_once(catalog):
+    create(catalog)
+    with pytest.raises(SandboxAlreadyExistsError, match="sandbox 'one' already exists; remove it"):
+        create(catalog)
+
+
+def test_of_many_creators_of_one_name_exactly_one_wins(path):
+    Database(path).close()
+
+    def attempt(_):
+        try:
+            create(SandboxCatalog(Database(path)))
+        except SandboxAlreadyExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(16))) == 1
+
+
+def test_of_many_starters_exactly_one_wins(path):
+    catalog = SandboxCatalog(Database(path))
+    end(catalog, create(catalog))
+
+    def attempt(_):
+        try:
+            SandboxCatalog(Database(path)).begin_start("one")
+        except SandboxStillRunningError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(16))) == 1
+
+
+def test_a_running_sandbox_is_not_removed(catalog):
+    create(catalog)
+    with pytest.raises(SandboxStillRunningError, match="cannot remove sandbox 'one': still running"):
+        catalog.remove("one")
+
+
+def test_a_stopped_sandbox_is_removed_with_everything_about_it(catalog, path):
+    end(catalog, create(catalog, a="1"))
+    catalog.remove("one")
+    with pytest.raises(SandboxNotFoundError, match="sandbox not found: one"):
+        catalog.get("one")
+    with Database(path).read() as connection:
+        for table in ("sandbox_label", "run"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] == 0
+
+
+def test_lists_are_newest_first_and_filtered_by_all_labels(catalog):
+    create(catalog, "a", x="1", y="1")
+    create(catalog, "b", x="1")
+    create(catalog, "c")
+    assert [row.name for row in catalog.list()] == ["c", "b", "a"]
+    assert [row.name for row in catalog.list({"x": "1"})] == ["b", "a"]
+    assert [row.name for row in catalog.list({"x": "1", "y": "1"})] == ["a"]
+    assert catalog.list({"x": "2"}) == []
+
+
+def test_a_row_whose_process_has_died_is_found_crashed(path, catalog):
+    script = (
+        "import sys, pathlib\n"
+        "from microsandbox.store.database import Database\n"
+        "from microsandbox.store.sandboxes import SandboxCatalog\n"
+        "SandboxCatalog(Database(pathlib.Path(sys.argv[1]))).create('orphan', '{}', {}, None)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert catalog.get("orphan").status is Status.CRASHED
+    assert [row.status for row in catalog.list()] == [Status.CRASHED]
+
+
+def test_a_reused_pid_is_not_taken_for_the_process(catalog, path):
+    row = create(catalog)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE run SET pid_started = pid_started - 1")
+    assert catalog.get("one").status is Status.CRASHED
+    assert row.status is Status.RUNNING
+
+
+def test_a_zombie_is_dead(catalog):
+    child = subprocess.Popen(["sleep", "60"])
+    identity = ProcessIdentity.of(child.pid)
+    assert identity is not None
+    assert identity.alive()
+    child.kill()
+    fd = None
+    while fd is None and identity.alive():
+        fd = identity.open_pidfd()
+    assert ProcessIdentity.of(child.pid) is None or not identity.alive() or child.wait() is not None
+    child.wait()
+    assert not identity.alive()
+
+
+def test_the_end_of_an_old_run_does_not_touch_a_newer_one(catalog):
+    old = create(catalog)
+    end(catalog, old)
+    new = catalog.begin_start("one")
+    end(catalog, old, Status.CRASHED)
+    assert catalog.get("one").status is Status.RUNNING
+    end(catalog, new)
+    assert catalog.get("one").status is Status.STOPPED
+
+
+def test_a_run_given_up_cannot_be_taken_over(catalog):
+    row = create(catalog)
+    assert catalog.take_over(row.run_id)
+    end(catalog, row)
+    assert not catalog.take_over(row.run_id)
+
+
+def test_a_catalogue_of_a_newer_release_is_refused_by_name(path):
+    with Database(path).write() as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with Database(path).read() as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(DatabaseError, match="newer release"), Database(path).read():
+        pass
+
+
+def test_a_file_that_is_no_database_is_one_clear_error(path):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(DatabaseError, match="not a database"), Database(path).read():
+        pass
