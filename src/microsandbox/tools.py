@@ -33,6 +33,7 @@ QEMU_AARCH64 = Tool("qemu-system-aarch64", "qemu-system-arm", "runs the virtual 
 QEMU_IMG = Tool("qemu-img", "qemu-utils", "inspects disk images")
 SQFSTAR = Tool("sqfstar", "squashfs-tools", "packs image layers into a block image")
 MKE2FS = Tool("mke2fs", "e2fsprogs", "formats writable layers")
+LDD = Tool("ldd", "libc-bin", "lists the libraries of a program")
 APT_GET = Tool("apt-get", "apt", "downloads the guest kernel package")
 DPKG_DEB = Tool("dpkg-deb", "dpkg", "unpacks the guest kernel package")
 

@@ -26,6 +26,7 @@ from typing import Any
 from microsandbox.agent.protocol import Frame, Message, MessageType, ProtocolError, decode, integer, text
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.store.files import write_atomically
+from microsandbox.tools import last_lines
 
 #: Seconds from the start of the machine to ``core.ready``. Generous, because under emulation a busy
 #: host makes guests slow; everything that can go wrong by itself is noticed by its own event.
@@ -122,15 +123,22 @@ async def _expect(guest: GuestLink, frames: asyncio.Queue[Frame], kind: MessageT
     return frame, message
 
 
-def explain_exit(status: int, console: bytes, stderr: str) -> BootFailure:
+def panic_reason(console: bytes) -> str | None:
+    """Why the guest kernel panicked, if it did: its word, and the agent's last one."""
+    match = _PANIC.search(console)
+    if match is None:
+        return None
+    reason = match[1].decode("utf-8", "replace")
+    if lines := _AGENT_LINE.findall(console):
+        reason += f" ({lines[-1].decode('utf-8', 'replace')})"
+    return f"the guest kernel panicked: {reason}"
+
+
+def explain_exit(status: int, console: bytes, errors: str) -> BootFailure:
     """Why a machine ended before its guest was ready, from what it left behind."""
-    if match := _PANIC.search(console):
-        reason = match[1].decode("utf-8", "replace")
-        if lines := _AGENT_LINE.findall(console):
-            reason += f" ({lines[-1].decode('utf-8', 'replace')})"
-        return BootFailure(f"the guest kernel panicked: {reason}")
-    if stderr:
-        return BootFailure(f"QEMU failed: {stderr}", "build_vm")
-    tail = console[-2000:].decode("utf-8", "replace").strip().splitlines()[-10:]
-    said = "\n".join(tail) or "it printed nothing"
+    if (panic := panic_reason(console)) is not None:
+        return BootFailure(panic)
+    if errors:
+        return BootFailure(f"QEMU failed: {errors}", "build_vm")
+    said = last_lines(console) or "it printed nothing"
     return BootFailure(f"the machine ended (status {status}) before the guest was ready; its console: {said}")

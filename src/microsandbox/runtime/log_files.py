@@ -62,8 +62,8 @@ class RuntimeLog(logging.Handler):
         self._file.write(text.encode("utf-8", "backslashreplace"))
 
 
-class Console(asyncio.Protocol):
-    """The guest's console: kept in kernel.log, its end in memory for error messages."""
+class LogStream(asyncio.Protocol):
+    """What arrives on a socket: kept in a log file, its end in memory for error messages."""
 
     _TAIL = 64 << 10
 
@@ -82,4 +82,5 @@ class Console(asyncio.Protocol):
         del self._tail[: -self._TAIL]
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._file.close()
         self.ended.set()

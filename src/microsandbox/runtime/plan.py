@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from microsandbox.vmm.installation import QemuInstallation
+from microsandbox.vmm.jail import JailKind
+
 #: Where the supervisor finds its descriptors, by number (runtime arguments name them too).
 WATCHDOG_FD, PLAN_FD, FIRST_DISK_FD = 97, 98, 100
 
@@ -36,7 +39,10 @@ class LaunchPlan:
     database: str
     directory: str
     agent_socket: str
-    kernel: Mapping[str, str]
+    qemu: Mapping[str, Any]
+    jail: str
+    kernel: str
+    initramfs: str
     accelerator: str
     cpus: int
     memory_mib: int
@@ -69,6 +75,14 @@ class LaunchPlan:
             values = cbor2.load(file)
         values["disks"] = tuple(DiskPlan(**disk) for disk in values["disks"])
         return cls(**values)
+
+    @property
+    def installation(self) -> QemuInstallation:
+        return QemuInstallation(**{**self.qemu, "files": tuple(self.qemu["files"])})
+
+    @property
+    def jail_kind(self) -> JailKind:
+        return JailKind(self.jail)
 
     @property
     def logs(self) -> Path:

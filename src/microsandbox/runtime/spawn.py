@@ -10,13 +10,13 @@ import fcntl
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
+from microsandbox.interpreter import module_command, module_environment
 from microsandbox.runtime.plan import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD, LaunchPlan
 from microsandbox.runtime.process import ProcessHandle, Reservation
 from microsandbox.store.files import make_private
@@ -93,7 +93,7 @@ async def abandon(handle: ProcessHandle) -> None:
 
 def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> int:
     """posix_spawn the supervisor with its descriptors at their numbers. The owner's memory is not copied."""
-    argv = [sys.executable, "-S", "-P", "-m", "microsandbox.runtime", "--name", name]
+    argv = module_command("microsandbox.runtime", "--name", name)
     if mode is SpawnMode.ATTACHED:
         argv += ["--parent-watch-fd", str(WATCHDOG_FD)]
     with ExitStack() as stack:
@@ -105,21 +105,14 @@ def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> in
             stack.callback(os.close, high)
             actions.append((os.POSIX_SPAWN_DUP2, high, number))
         return os.posix_spawn(
-            sys.executable,
+            argv[0],
             argv,
-            _environment(),
+            module_environment(),
             file_actions=actions,
             setsid=mode is SpawnMode.DETACHED,
             setsigmask=(),
             setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
         )
-
-
-def _environment() -> dict[str, str]:
-    """Ours, and where to import from: ``site`` is skipped for a faster start, so it is told all of it."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    search = [package_root, *(str(Path(entry).absolute()) for entry in sys.path if entry)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(search))}
 
 
 async def _check_startup_line(handle: ProcessHandle, stdout: int) -> None:

@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microsandbox.agent.protocol import Frame, MessageType
-from microsandbox.runtime.boot import BootFailure, bring_up, explain_exit
+from microsandbox.errors import MicrosandboxError
+from microsandbox.runtime.boot import BootFailure, bring_up, explain_exit, panic_reason
 from microsandbox.runtime.guest_link import GuestLink
-from microsandbox.runtime.log_files import Console, RotatingFile
+from microsandbox.runtime.log_files import LogStream, RotatingFile
 from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.runtime.relay import Relay
 from microsandbox.store.database import Database, DatabaseError
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from microsandbox.tools import last_lines
+from microsandbox.vmm.monitor import Monitor
 from microsandbox.vmm.qemu import VirtualMachine
 
 #: Seconds the guest has to flush its disks and power off.
@@ -64,6 +67,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._relay: Relay | None = None
+        self._monitor = Monitor(plan.name)
 
     def end(self, ending: Ending) -> None:
         """Ask for the end. The first reason counts; asking again, or with no window, hurries."""
@@ -75,9 +79,9 @@ class Supervisor:
 
     async def run(self) -> int:
         """Returns the exit status of this process."""
-        console = Console(RotatingFile(self._plan.logs / "kernel.log"))
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: console, sock=self._machine.console)
+        console = await self._keep_log("kernel.log", self._machine.console)
+        self._errors = await self._keep_log("qemu.log", self._machine.errors)
+        self._start(self._monitor.connect(self._machine.qmp))
         self._watch_signals()
         self._watch_owner()
         try:
@@ -92,9 +96,15 @@ class Supervisor:
                 task.cancel()
             self._machine.kill()
             await self._machine.wait()
+            await self._monitor.close()
             Path(self._plan.agent_socket).unlink(missing_ok=True)
 
-    async def _supervise(self, console: Console) -> int:
+    async def _keep_log(self, name: str, sock: socket.socket) -> LogStream:
+        stream = LogStream(RotatingFile(self._plan.logs / name))
+        await asyncio.get_running_loop().create_connection(lambda: stream, sock=sock)
+        return stream
+
+    async def _supervise(self, console: LogStream) -> int:
         guest = await GuestLink.open(self._machine.agent)
         relay = Relay(guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
         exited = asyncio.ensure_future(self._machine.wait())
@@ -111,9 +121,9 @@ class Supervisor:
         finally:
             relay.close()
             guest.close()
-        return self._record_end(await exited)
+        return self._record_end(await exited, console)
 
-    async def _boot(self, guest: GuestLink, console: Console, exited: asyncio.Future[int]) -> Frame | None:
+    async def _boot(self, guest: GuestLink, console: LogStream, exited: asyncio.Future[int]) -> Frame | None:
         """The ``core.ready`` frame; None when the end was asked for first. Raises BootFailure."""
         boot = asyncio.ensure_future(bring_up(guest, self._plan.boot))
         try:
@@ -128,8 +138,10 @@ class Supervisor:
                 raise BootFailure(guest.lost.result() if guest.lost.done() else "the machine hangs")
         finally:
             boot.cancel()
-        await asyncio.wait_for(console.ended.wait(), 2)
-        raise explain_exit(exited.result(), console.tail, self._machine.reason())
+        async with asyncio.timeout(2):
+            await console.ended.wait()
+            await self._errors.ended.wait()
+        raise explain_exit(exited.result(), console.tail, last_lines(self._errors.tail))
 
     async def _stop(self, guest: GuestLink, exited: asyncio.Future[int]) -> None:
         """From the wish to the end of the machine."""
@@ -223,12 +235,15 @@ class Supervisor:
         failure.save(self._plan.logs / "boot-error.json")
         self._settle(Reason.INTERNAL_ERROR, exit_code=1, detail=failure.message)
 
-    def _record_end(self, status: int) -> int:
+    def _record_end(self, status: int, console: LogStream) -> int:
+        panic = panic_reason(console.tail)
         if self._ending.done():
             ending = self._ending.result()
             reason, detail = ending.reason, ending.detail
+        elif status == 0 and panic is None:
+            reason, detail = Reason.COMPLETED, self._monitor.shutdown_cause
         else:
-            reason, detail = (Reason.COMPLETED if status == 0 else Reason.FAILED), None
+            reason, detail = Reason.FAILED, panic or last_lines(self._errors.tail) or None
         log.info("machine ended with status %d: %s", status, reason)
         self._settle(
             reason,
@@ -261,3 +276,14 @@ class Supervisor:
             )
         except DatabaseError:
             log.exception("the end of the run could not be recorded; its row will be found stale")
+
+
+def record_launch_failure(plan: LaunchPlan, error: MicrosandboxError) -> None:
+    """Tell the owner, and the catalogue, why there is no machine."""
+    log.error("boot failed: %s", error)
+    BootFailure(str(error), "build_vm").save(plan.logs / "boot-error.json")
+    Path(plan.agent_socket).unlink(missing_ok=True)
+    catalog = SandboxCatalog(Database(Path(plan.database)))
+    catalog.end_run(
+        plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)
+    )

@@ -15,8 +15,7 @@ from typing import Any
 
 from microsandbox.image.store import StoredImage
 from microsandbox.sandbox.options import SandboxConfig
-from microsandbox.vmm.accel import Verdict, accelerator
-from microsandbox.vmm.kernel import GuestKernel, installed_kernel, prepare_kernel
+from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
@@ -27,17 +26,18 @@ from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
 from microsandbox.sandbox.context import Context
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+from microsandbox.vmm.host import Host, examine_host
 
 #: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
 MAX_SCRIPT_BYTES = 3 << 20
 
 
-async def prepare_host(context: Context) -> tuple[GuestKernel, Verdict]:
-    """The guest kernel (prepared now if it never was) and how guest code is run here."""
+async def prepare_host(context: Context) -> Host:
+    """What machines are built from here: found out, and the guest kernel prepared, on first use."""
     kernel = installed_kernel(context.home)
     if kernel is None:
         kernel = await asyncio.to_thread(prepare_kernel, context.home)
-    return kernel, await asyncio.to_thread(accelerator, context.home, kernel)
+    return await asyncio.to_thread(examine_host, context.home, kernel)
 
 
 async def boot(
@@ -45,7 +45,7 @@ async def boot(
     row: SandboxRow,
     config: SandboxConfig,
     image: StoredImage,
-    host: tuple[GuestKernel, Verdict],
+    host: Host,
     mode: SpawnMode,
 ) -> tuple[ProcessHandle, Connection]:
     """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
@@ -74,10 +74,7 @@ async def boot(
     return handle, connection
 
 
-def _plan(
-    context: Context, row: SandboxRow, config: SandboxConfig, host: tuple[GuestKernel, Verdict]
-) -> LaunchPlan:
-    kernel, verdict = host
+def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) -> LaunchPlan:
     paths = context.home.sandbox(row.name)
     assert row.run_id is not None
     return LaunchPlan(
@@ -87,8 +84,11 @@ def _plan(
         database=str(context.home.database.absolute()),
         directory=str(paths.directory.absolute()),
         agent_socket=str(paths.agent_socket.absolute()),
-        kernel={key: str(value) for key, value in asdict(kernel).items()},
-        accelerator=verdict.accelerator.value,
+        qemu=asdict(host.qemu),
+        jail=host.jail.kind.value,
+        kernel=str(host.kernel.vmlinux),
+        initramfs=str(host.kernel.initramfs),
+        accelerator=host.accelerator.accelerator.value,
         cpus=config.cpus,
         memory_mib=config.memory_mib,
         disks=(

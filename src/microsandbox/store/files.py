@@ -36,15 +36,28 @@ def partial_path(target: Path) -> Path:
 def writing(target: Path, *, mode: int = 0o600, durable: bool = False) -> Iterator[IO[bytes]]:
     """Write a file that appears as ``target`` when the block ends without an error, and not at all otherwise.
 
-    ``durable`` flushes it to the disk before the rename: for files that would lie if lost.
+    It has no name until it is complete (O_TMPFILE), so even SIGKILL leaves nothing; file systems without
+    that get a temporary name. ``durable`` flushes it to the disk before the rename: for files that would
+    lie if lost.
     """
     temporary = partial_path(target)
     try:
-        with open(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w+b") as file:
+        fd = os.open(target.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+        named = False
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        named = True
+    try:
+        with open(fd, "w+b") as file:
             yield file
             file.flush()
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(fd)
+            if not named:
+                # src_dir_fd only makes Python call linkat(2), which can follow the link to the open file.
+                os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

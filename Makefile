@@ -1,0 +1,42 @@
+# Targets explain themselves: `make help`.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint fuzz bench clean
+
+PYTHON := .venv/bin/python
+DEMO_IMAGE := build/demo.tar
+
+help: ## Show what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+setup: ## Install what is missing: packages, .venv, guest kernel
+	@scripts/setup.sh
+
+demo: setup $(DEMO_IMAGE) ## From a fresh machine to real work in a sandbox
+	@.venv/bin/msb load --quiet --input $(DEMO_IMAGE)
+	@$(PYTHON) examples/demo.py
+
+$(DEMO_IMAGE): scripts/build_demo_image.py
+	@scripts/build_demo_image.py $@
+
+test: ## Pass all tests; those of sandboxes boot real virtual machines
+	@scripts/setup.sh --dev
+	@$(PYTHON) -m pytest
+
+test-fast: ## Pass the tests that boot nothing
+	@$(PYTHON) -m pytest tests/unit
+
+lint: ## Check style and types
+	@scripts/setup.sh --dev
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+fuzz: ## Fuzz the guest agent's parsers, a minute each
+	@scripts/setup.sh --dev
+	@MSB_FUZZ_SECONDS=60 $(PYTHON) -m pytest tests/fuzz
+
+bench: setup $(DEMO_IMAGE) ## Print the figures of docs/performance.md
+	@scripts/setup.sh --dev
+	@$(PYTHON) -m benchmarks
+
+clean: ## Remove what was built here (not ~/.microsandbox)
+	@rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache src/microsandbox/_guest/agentd-*

@@ -1,0 +1,42 @@
+/* Starting one command. */
+#ifndef SPAWN_H
+#define SPAWN_H
+
+#include "account.h"
+#include "limits.h"
+
+enum spawn_stage {
+    SPAWN_CLONE,
+    SPAWN_SESSION,
+    SPAWN_TERMINAL,
+    SPAWN_STDIO,
+    SPAWN_CWD,
+    SPAWN_PROFILE,
+    SPAWN_LIMITS,
+    SPAWN_GROUPS,
+    SPAWN_USER,
+    SPAWN_EXEC,
+};
+
+struct spawn {
+    char *const *argv, *const *env;
+    const char *cwd;
+    int stdio[3];
+    bool terminal;                  /* stdio[0] becomes the controlling terminal */
+    bool restricted;                /* the security profile */
+    const struct account *account;  /* NULL: stay root */
+    const struct limit *base_limits, *limits;
+    unsigned base_limit_count, limit_count;
+    /* Set by the child while this process waits for it. */
+    volatile enum spawn_stage stage;
+    volatile int error;
+};
+
+/* The new process, leader of its own session and group; -1 with `stage` and `error` set when there is none. */
+pid_t spawn(struct spawn *);
+
+/* Scheduling of the agent itself (see spawn.c), and back to normal for a child that goes on in C. */
+void scheduling_init(void);
+void scheduling_reset(void);
+
+#endif

@@ -1,0 +1,92 @@
+"""The ``msb`` command: a thin face of the SDK.
+
+Imports happen where they are needed: ``msb --version`` and ``msb ls`` answer about as fast as the
+interpreter starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+_TRACES = ("debug", "trace")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; no exception leaves here but SystemExit."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_descriptors()
+    _name_ourselves()
+    from microsandbox.cli.failures import BROKEN_PIPE, INTERRUPTED, report
+
+    traces = any(f"--{level}" in words for level in _TRACES)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _flushed(report(error, traces=traces))
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    if words and words[0] in ("-V", "--version"):
+        from microsandbox.version import VERSION
+
+        sys.stdout.write(f"msb {VERSION}\n")
+        return 0
+    if words and words[0] == "sandbox":
+        return _become_runtime(words[1:])
+    from microsandbox.cli.dispatch import dispatch
+
+    return dispatch(words)
+
+
+def _become_runtime(words: Sequence[str]) -> int:
+    """``msb sandbox``: the process that owns one sandbox's machine."""
+    from microsandbox.runtime.__main__ import main as runtime
+
+    sys.argv[1:] = words
+    return runtime()
+
+
+def _open_standard_descriptors() -> None:
+    """A caller may have closed 0, 1 or 2: a file opened later must not take such a number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _name_ourselves() -> None:
+    """Text is UTF-8 and never fails to be printed; programs started from here find this ``msb``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if "MSB_PATH" not in os.environ and os.path.basename(sys.argv[0]) in ("msb", "microsandbox"):  # noqa: PTH119
+        os.environ["MSB_PATH"] = os.path.abspath(sys.argv[0])  # noqa: PTH100
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    return code
+
+
+def _drop_output() -> None:
+    """Nobody reads standard output any more: what is buffered must not fail again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

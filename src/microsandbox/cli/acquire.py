@@ -1,0 +1,82 @@
+"""Sandboxes that exist already: connected when they run, started when they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from microsandbox.cli import output
+from microsandbox.cli.interrupts import Signals
+from microsandbox.cli.pull_display import PullDisplay
+from microsandbox.cli.spinner import spinner
+from microsandbox.errors import MicrosandboxError
+from microsandbox.sandbox.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from microsandbox.sandbox.handle import SandboxHandle
+
+
+@dataclass(frozen=True)
+class Held:
+    """A connected sandbox, and what this invocation owes it when it is done."""
+
+    sandbox: Sandbox
+    name: str
+    started_here: bool
+    throw_away: bool = False
+
+    async def release(self, signals: Signals) -> None:
+        """Stop it if it was started here, remove it if it has no name. A second signal kills it.
+
+        A failure is said, not raised: it must not take the place of how the command ended.
+        """
+        if not self.started_here:
+            await self.sandbox.detach()
+            return
+        try:
+            await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
+        except MicrosandboxError as error:
+            output.error(str(error))
+        if self.throw_away:
+            try:
+                await Sandbox.remove(self.name)
+            except (MicrosandboxError, OSError) as error:
+                output.error(str(error))
+
+
+async def take(name: str, *, quiet: bool, detached: bool = False) -> Held:
+    """Connect to a running sandbox or start a stopped one. Raises SandboxNotFoundError, BootError."""
+    handle = await Sandbox.get(name)
+    if handle.status in ("running", "draining"):
+        return Held(await handle.connect(), name, started_here=False)
+    if handle.status not in ("stopped", "crashed"):
+        raise MicrosandboxError(
+            f"sandbox '{name}' is in state {handle.status.capitalize()} and cannot be started"
+        )
+    await ensure_image(handle, quiet=quiet)
+    async with spinner("Starting", name, quiet=quiet):
+        return Held(await handle.start(detached=detached), name, started_here=True)
+
+
+async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:
+    """Pull the image a sandbox was made from if it is gone from the cache."""
+    from microsandbox.image.public import Image
+
+    config = handle.config()
+    digest = config.get("manifest_digest")
+    source = config.get("image")
+    oci = source.get("Oci") if isinstance(source, dict) else None
+    reference = oci.get("reference") if isinstance(oci, dict) else None
+    if digest is None or not isinstance(reference, str):
+        return
+    if any(image.manifest_digest == digest for image in await Image.list()):
+        return
+    with PullDisplay(reference, quiet=quiet) as display:
+        await Image.pull(pinned(reference, digest), progress=display.show)
+
+
+def pinned(reference: str, digest: str) -> str:
+    """The same repository by digest: a tag may have moved since the sandbox was made."""
+    repository = reference.partition("@")[0]
+    head, slash, last = repository.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}@{digest}"

@@ -1,0 +1,78 @@
+"""Whether a sandbox can be what its options say: the checks that need no image and no guest, in order."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+
+from microsandbox.errors import InvalidConfigError
+from microsandbox.sandbox.mounts import validate_mounts
+from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig
+from microsandbox.store.home import validate_name
+
+RESERVED_LABEL_PREFIXES = ("sandbox.", "microsandbox.", "service.")
+
+
+def validate(config: SandboxConfig) -> None:
+    """Raises InvalidConfigError for the first thing that is wrong."""
+    _validate_env(config.env)
+    validate_mounts(config.tmpfs_mounts)
+    validate_name(config.name)
+    if config.cpus == 0:
+        raise InvalidConfigError("cpus must be greater than 0")
+    if config.memory_mib == 0:
+        raise InvalidConfigError("memory must be greater than 0")
+    if not config.image.reference:
+        raise InvalidConfigError("image source is required")
+    if config.image.upper_size_mib == 0:
+        raise InvalidConfigError("oci upper_size must be greater than 0")
+    for key in config.labels:
+        if problem := label_problem(key):
+            raise InvalidConfigError(problem)
+    _validate_scripts(config.scripts)
+    _validate_texts(config)
+
+
+def label_problem(key: str) -> str | None:
+    """What is wrong with a label's key."""
+    if not key:
+        return "label key must not be empty"
+    for prefix in RESERVED_LABEL_PREFIXES:
+        if key.startswith(prefix):
+            return f"label key '{key}' uses reserved prefix '{prefix}'"
+    return None
+
+
+def _validate_env(env: Iterable[tuple[str, str]]) -> None:
+    for key, value in env:
+        if key.startswith("MSB_"):
+            raise InvalidConfigError(f'environment variable "{key}" uses the reserved MSB_ prefix')
+        if not key or "=" in key or "\0" in key + value:
+            raise InvalidConfigError(
+                f'environment variable "{key}" cannot be set: names are not empty and have no "=", '
+                "neither names nor values have NUL bytes"
+            )
+
+
+def _validate_scripts(scripts: Mapping[str, str]) -> None:
+    """Only the last component of a name counts: it is the file below /.msb/scripts."""
+    seen: dict[str, str] = {}
+    for name in scripts:
+        base = posixpath.basename(name)
+        if base in ("", ".", "..") or "\0" in base:
+            raise InvalidConfigError(f'script name "{name}" does not end in a file name')
+        if base in seen:
+            raise InvalidConfigError(f'scripts "{seen[base]}" and "{name}" would be the same file "{base}"')
+        seen[base] = name
+
+
+def _validate_texts(config: SandboxConfig) -> None:
+    for field in ("workdir", "shell", "hostname", "user"):
+        value = getattr(config, field)
+        if value is not None and "\0" in value:
+            raise InvalidConfigError(f"{field} must not contain a NUL byte: {value!r}")
+    hostname = config.hostname
+    if hostname is not None and len(hostname.encode()) > MAX_HOSTNAME_BYTES:
+        raise InvalidConfigError(
+            f"hostname is too long: {len(hostname.encode())} bytes (max {MAX_HOSTNAME_BYTES})"
+        )

@@ -1,0 +1,1 @@
+"""Snapshots: the writable layer of a stopped sandbox, kept."""

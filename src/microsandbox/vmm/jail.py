@@ -1,0 +1,255 @@
+"""The jail around QEMU: started as if it were hostile already.
+
+Its own user, mount, PID, network, IPC, UTS and cgroup namespaces; a root directory that holds the files
+named here, read-only, and nothing else: no /proc, no /dev, no /etc; a user that is not root on the host
+and no capabilities even inside; ``no_new_privs``; only the descriptors it was handed; death with its
+parent. Where user namespaces are forbidden the same list of files is enforced by Landlock instead,
+which leaves UDP sockets and, before version 6, signals to processes of the same user.
+
+What runs in the child after clone() must neither touch other threads' state nor fail silently: it
+reports to its standard error, which the supervisor keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from microsandbox.vmm import linux
+
+#: Exit status of a child that could not enter its jail.
+JAIL_FAILED = 125
+#: Host users of jailed programs when the supervisor is root: this and a sandbox's id. Above every range
+#: that systemd's "Users, Groups, UIDs and GIDs" documents, below 2^31.
+FIRST_UID, UID_COUNT = 1_900_000_000, 200_000_000
+_MAX_OPEN_FILES = 256
+_NAMESPACES = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWCGROUP
+)
+# An existing directory to build the new root on; it is covered in the child's mount namespace only.
+_SCAFFOLD = "/tmp"  # noqa: S108
+_READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID
+
+_FS_EXECUTE, _FS_READ_FILE, _FS_WRITE_FILE = 1, 4, 2
+#: All file system rights by Landlock version: 13 in version 1, then REFER, TRUNCATE, IOCTL_DEV.
+_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_NET_RIGHTS, _SCOPES = 0b11, 0b11
+
+
+class JailKind(StrEnum):
+    """How a program is shut in."""
+
+    NAMESPACES = "namespaces"
+    LANDLOCK = "landlock"
+
+
+@dataclass(frozen=True)
+class Jailed:
+    """A program and all it gets.
+
+    ``files`` maps paths inside to files of the host; ``devices`` are device nodes, at the same path and
+    writable; ``fds`` stay open under their numbers, beside 0 (nothing), 1 and 2 (``errors``).
+    ``identity`` tells programs of one host apart: it picks the user when the host's is root.
+    """
+
+    argv: tuple[str, ...]
+    files: Mapping[str, Path]
+    fds: tuple[int, ...]
+    errors: int
+    kind: JailKind
+    identity: int = 0
+    devices: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class JailedProcess:
+    """A child of this process. ``lifeline`` must stay open while it is to live (until it has exec'd)."""
+
+    pid: int
+    lifeline: int
+
+
+def start(jailed: Jailed) -> JailedProcess:
+    """Start the program; returns at once, and what goes wrong inside ends the child with JAIL_FAILED.
+
+    Only for single-threaded processes (RuntimeError otherwise). Raises OSError when the kernel refuses
+    the namespaces.
+    """
+    if Path("/proc/self/task").stat().st_nlink != 3:  # ., .. and the one thread
+        raise RuntimeError("a jailed program can only be started by a single-threaded process")
+    waiting, lifeline = os.pipe()
+    flags = _NAMESPACES if jailed.kind is JailKind.NAMESPACES else 0
+    user = _host_user(jailed)
+    try:
+        pid = linux.clone(flags, signal.SIGCHLD)
+    except BaseException:
+        os.close(lifeline)
+        os.close(waiting)
+        raise
+    if pid == 0:
+        _child(jailed, user, waiting, lifeline)
+    os.close(waiting)
+    try:
+        if jailed.kind is JailKind.NAMESPACES:
+            _map_user(pid, user)
+        os.write(lifeline, b"\0")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(lifeline)
+        raise
+    return JailedProcess(pid, lifeline)
+
+
+@dataclass(frozen=True)
+class _HostUser:
+    """Who the program is on the host. ``changed``: we are root, and it becomes somebody else."""
+
+    uid: int
+    gid: int
+    changed: bool
+
+
+def _host_user(jailed: Jailed) -> _HostUser:
+    if os.geteuid() != 0:
+        return _HostUser(os.geteuid(), os.getegid(), changed=False)
+    uid = gid = FIRST_UID + jailed.identity % UID_COUNT
+    if jailed.devices:
+        gid = Path(jailed.devices[0]).stat().st_gid
+    return _HostUser(uid, gid, changed=True)
+
+
+def _map_user(pid: int, user: _HostUser) -> None:
+    """Make uid and gid 0 inside that user outside, and no other."""
+    contents = {"uid_map": f"0 {user.uid} 1", "gid_map": f"0 {user.gid} 1"}
+    if not user.changed:  # the kernel's condition for letting an ordinary user write gid_map
+        contents = {"setgroups": "deny", **contents}
+    for name, content in contents.items():
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, content.encode())
+        finally:
+            os.close(fd)
+
+
+# in the child
+
+
+def _child(jailed: Jailed, user: _HostUser, waiting: int, lifeline: int) -> None:
+    """Never returns."""
+    try:
+        os.close(lifeline)
+        os.dup2(jailed.errors, 2)
+        if os.read(waiting, 1) != b"\0":
+            os._exit(JAIL_FAILED)
+        if jailed.kind is JailKind.NAMESPACES:
+            _enter_namespaces(jailed, user)
+        else:
+            _enter_landlock(jailed, user)
+        linux.die_with_parent(signal.SIGKILL)
+        os.set_blocking(waiting, False)
+        if _at_end(waiting):
+            os._exit(JAIL_FAILED)
+        _keep_only(jailed)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(jailed.argv[0], jailed.argv, dict(jailed.environment or {}))  # noqa: S606
+    except BaseException as error:
+        os.write(2, f"jail: {error}\n".encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(JAIL_FAILED)
+
+
+def _at_end(pipe: int) -> bool:
+    """Whether the writer (our parent) is gone: it may have died before die_with_parent() was asked for."""
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
+    # Opened as the user we still are: afterwards the way to them may be barred.
+    sources = {path: os.open(host, os.O_PATH | os.O_CLOEXEC) for path, host in jailed.files.items()}
+    devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in jailed.devices}
+    if user.changed:  # an ordinary user keeps the groups it came with: the kernel would not let them go
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount(
+        "jail", _SCAFFOLD, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"
+    )
+    for path, fd in sources.items():
+        _bind(fd, path, _READ_ONLY | linux.MS_NODEV)
+    for path, fd in devices.items():
+        _bind(fd, path, linux.MS_NOSUID | linux.MS_NOEXEC)
+    flags = linux.MS_REMOUNT | linux.MS_BIND | _READ_ONLY | linux.MS_NODEV
+    linux.mount("jail", _SCAFFOLD, None, flags)
+    os.chdir(_SCAFFOLD)
+    linux.pivot_root(".", ".")
+    linux.umount(".", linux.MNT_DETACH)
+    os.chdir("/")
+    _set_limits()
+    linux.drop_capabilities()
+    linux.set_no_new_privileges()
+
+
+def _bind(fd: int, path: str, flags: int) -> None:
+    """Show the open file at ``path`` of the new root."""
+    target = _SCAFFOLD + path
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    linux.mount(f"/proc/self/fd/{fd}", target, None, linux.MS_BIND)
+    linux.mount(target, target, None, linux.MS_REMOUNT | linux.MS_BIND | flags)
+
+
+def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
+    abi = linux.landlock_abi()
+    rights = (1 << _FS_RIGHTS[min(abi, max(_FS_RIGHTS))]) - 1
+    ruleset = linux.landlock_ruleset(rights, _NET_RIGHTS if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
+    allowed = [(host, _FS_READ_FILE | _FS_EXECUTE) for host in jailed.files.values()]
+    allowed += [(Path(path), _FS_READ_FILE | _FS_WRITE_FILE | (rights & 1 << 15)) for path in jailed.devices]
+    for host, access in allowed:
+        fd = os.open(host, os.O_PATH | os.O_CLOEXEC)
+        linux.landlock_allow(ruleset, fd, access)
+        os.close(fd)
+    if user.changed:
+        os.setgroups([])
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+    linux.set_capabilities_empty()
+    _set_limits()
+    linux.set_no_new_privileges()
+    linux.landlock_restrict(ruleset)
+
+
+def _set_limits() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def _keep_only(jailed: Jailed) -> None:
+    """Close every descriptor that is not the program's."""
+    null, write = os.pipe()
+    os.close(write)  # standard input is at its end
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    kept = sorted({0, 1, 2, *jailed.fds})
+    for fd, following in zip(kept, [*kept[1:], 1 << 20], strict=True):
+        os.set_inheritable(fd, True)
+        os.closerange(fd + 1, following)

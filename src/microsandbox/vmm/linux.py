@@ -1,0 +1,121 @@
+"""System calls that Python 3.11 lacks, by ctypes: namespaces, mounts, capabilities, Landlock.
+
+Numbers and structures are those of the kernel's headers (include/uapi/linux: sched.h, mount.h,
+capability.h, prctl.h, landlock.h, openat2.h). Every function raises OSError with the call's name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
+CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+)  # fmt: skip
+MNT_DETACH = 2
+
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 1, 24, 28, 38
+#: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked: uid 0 gives no capabilities.
+_SECUREBITS = 0b11101111
+_CAPABILITY_VERSION_3, _LAST_CAPABILITY = 0x20080522, 63
+_EINVAL = 22
+
+# The interpreter's lock stays held: a child of clone() must not depend on other threads to get it.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+if os.uname().machine == "x86_64":
+    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET = 56, 155, 126
+else:  # the generic table: arm64, riscv64
+    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET = 220, 41, 91
+_SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{call}: {os.strerror(error)}")
+    return result
+
+
+def _syscall(number: int, call: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    return _check(_libc.syscall(ctypes.c_long(number), *converted), call)
+
+
+def clone(flags: int, exit_signal: int) -> int:
+    """As os.fork(), with new namespaces. Only for single-threaded processes whose child soon execs."""
+    return _syscall(_SYS_CLONE, "clone", flags | exit_signal, 0, 0, 0, 0)
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        None if kind is None else kind.encode(),
+        ctypes.c_ulong(flags),
+        None if data is None else data.encode(),
+    )
+    _check(result, f"mount {target}")
+
+
+def umount(target: str, flags: int) -> None:
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new: str, old: str) -> None:
+    _syscall(_SYS_PIVOT_ROOT, "pivot_root", os.fsencode(new), os.fsencode(old))
+
+
+def die_with_parent(signal: int) -> None:
+    """Be sent ``signal`` when the parent ends. Must follow every change of user."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def set_no_new_privileges() -> None:
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities, for good: effective, permitted, inheritable, ambient, bounding."""
+    _check(_libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, 0, 0, 0), "prctl(PR_SET_SECUREBITS)")
+    for capability in range(_LAST_CAPABILITY + 1):
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            if ctypes.get_errno() == _EINVAL:  # past the last one this kernel knows
+                break
+            _check(-1, "prctl(PR_CAPBSET_DROP)")
+    set_capabilities_empty()
+
+
+def set_capabilities_empty() -> None:
+    """Empty the effective, permitted and inheritable sets; always allowed."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _syscall(_SYS_CAPSET, "capset", header, bytes(24))
+
+
+def landlock_abi() -> int:
+    """The Landlock version of the running kernel; 0 when it has none."""
+    try:
+        return _syscall(_SYS_LANDLOCK_CREATE, "landlock", 0, 0, 1)
+    except OSError:
+        return 0
+
+
+def landlock_ruleset(filesystem: int, network: int, scope: int) -> int:
+    """A descriptor of a new ruleset that handles these access rights."""
+    attributes = struct.pack("=QQQ", filesystem, network, scope)
+    size = 24 if scope else 16 if network else 8
+    return _syscall(_SYS_LANDLOCK_CREATE, "landlock_create_ruleset", attributes, size, 0)
+
+
+def landlock_allow(ruleset: int, fd: int, access: int) -> None:
+    """Allow ``access`` below the file or directory that ``fd`` has open."""
+    rule = struct.pack("=Qi", access, fd)
+    _syscall(_SYS_LANDLOCK_ADD, "landlock_add_rule", ruleset, 1, rule, 0)
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Put this thread and its children under the ruleset; needs no_new_privs."""
+    _syscall(_SYS_LANDLOCK_RESTRICT, "landlock_restrict_self", ruleset, 0)

@@ -1,0 +1,1 @@
+"""Volumes: file systems that outlive the sandboxes they are mounted into."""

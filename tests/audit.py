@@ -1,0 +1,75 @@
+"""What a test may not leave behind: processes, sockets, locks, temporary files, rows that lie."""
+
+import fcntl
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from microsandbox.store.files import PARTIAL_PREFIX
+
+
+def supervisors(home):
+    """Pids of the supervisors that belong to this home."""
+    mark = f"MSB_HOME={home}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                ours = b"microsandbox.runtime" in (entry / "cmdline").read_bytes()
+                if ours and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def machines():
+    """Pids of all QEMU processes that are alive."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if (entry / "comm").read_text().startswith("qemu-system") and state not in "ZX":
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def leftovers(home):
+    """Everything in the home that an ended sandbox should not have left."""
+    home = Path(home)
+    found = [f"supervisor {pid}" for pid in supervisors(home)]
+    found += [f"socket {path}" for path in home.glob("run/agent/*.sock")]
+    found += [f"temporary {path}" for path in home.rglob(f"{PARTIAL_PREFIX}*")]
+    for path in home.glob("sandboxes/*/upper.ext4"):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(f"lock {path}")
+    database = home / "db" / "msb.db"
+    if database.exists():
+        with sqlite3.connect(database) as connection:
+            rows = connection.execute("SELECT name, status FROM sandbox WHERE status = 'Running'").fetchall()
+        found += [f"row {name} is {status}" for name, status in rows]
+    return found
+
+
+def wait_clean(home, *, within):
+    """Fail unless nothing is left ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while found := leftovers(home):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"left behind after {within} s: {found}")
+        time.sleep(0.05)
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
