@@ -140,6 +140,18 @@ int sessions_timeout_ms(struct agent *agent)
     return next <= now ? 0 : (int)((next - now) / 1000000 + 1);
 }
 
+void sessions_reaped(struct agent *agent, pid_t child, int status)
+{
+    for (struct session *session = session_next(agent, NULL); session != NULL; session = session_next(agent, session)) {
+        if (session->child != child)
+            continue;
+        session->child = 0;
+        session->status = status;
+        session_wake(agent, session);
+        return;
+    }
+}
+
 void sessions_end_client(struct agent *agent, uint32_t first_id, uint32_t end_id)
 {
     struct session *session = session_next(agent, NULL);

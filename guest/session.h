@@ -29,6 +29,8 @@ struct session {
     const struct session_kind *kind;
     struct session *next_in_bucket, *next_to_run, *next_dead;
     uint64_t deadline_ns; /* the session is run then; 0: none */
+    pid_t child;          /* its process; 0 when there is none, or it was waited for */
+    int status;           /* of that process, from waitpid() */
     bool paused;          /* the host wants no output of it for now */
     bool queued;
     bool ended;
@@ -52,6 +54,7 @@ bool sessions_runnable(const struct agent *);
 void sessions_run(struct agent *);  /* turns, while the output has room */
 void sessions_bury(struct agent *); /* free those that have ended */
 int sessions_timeout_ms(struct agent *);
+void sessions_reaped(struct agent *, pid_t child, int status);
 void sessions_end_client(struct agent *, uint32_t first_id, uint32_t end_id);
 
 /* `ready`: try it before any event says so. */

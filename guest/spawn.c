@@ -177,9 +177,9 @@ failed:
     return 127;
 }
 
-pid_t spawn(struct spawn *spawn)
+pid_t spawn_command(struct spawn *spawn)
 {
-    static _Alignas(16) uint8_t stack[STACK];
+    _Alignas(16) uint8_t stack[STACK]; /* free again when the child is gone or runs its program */
     spawn->stage = SPAWN_CLONE;
     spawn->error = 0;
     pid_t pid = clone(child, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, spawn);

@@ -33,7 +33,7 @@ struct spawn {
 };
 
 /* The new process, leader of its own session and group; -1 with `stage` and `error` set when there is none. */
-pid_t spawn(struct spawn *);
+pid_t spawn_command(struct spawn *);
 
 /* Scheduling of the agent itself (see spawn.c), and back to normal for a child that goes on in C. */
 void scheduling_init(void);

@@ -9,11 +9,10 @@
 Every name is loaded when it is first used: importing the package costs next to nothing.
 """
 
-from typing import TYPE_CHECKING
-
 from microsandbox._lazy import lazy_names
 from microsandbox.version import VERSION
 
+TYPE_CHECKING = False  # type checkers know the name; importing typing would take longer than all of this
 if TYPE_CHECKING:
     from microsandbox._runtime import install, is_installed
     from microsandbox.agent import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL, AgentClient, AgentStream
@@ -177,7 +176,7 @@ def version() -> str:
     return VERSION
 
 
-# The module of the same name was imported above on purpose: imported later, it would take the function's place.
+# The module of that name is imported above on purpose: imported later, it would take the function's place.
 
 __all__ = [
     "FLAG_SESSION_START",

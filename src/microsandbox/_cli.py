@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run ``msb`` with this process's arguments: the program in ``MSB_PATH``, else the one in this package."""
+    """Run ``msb`` with this process's arguments: the program in ``MSB_PATH``, else this package's."""
     path = os.environ.get("MSB_PATH")
     if path is None:
         from microsandbox.cli import main as run
 
         return run()
-    if not Path(path).is_file():
-        sys.stderr.write(
-            f"microsandbox: msb binary not found at {path}. Set MSB_PATH or reinstall the package.\n"
-        )
-        return 127
-    os.execv(path, ["msb", *sys.argv[1:]])  # noqa: S606 - the program the user named
+    if Path(path).is_file():
+        os.execv(path, ["msb", *sys.argv[1:]])  # noqa: S606 - the program the user named
+    sys.stderr.write(
+        f"microsandbox: msb binary not found at {path}. Set MSB_PATH or reinstall the package.\n"
+    )
+    return 127

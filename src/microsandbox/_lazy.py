@@ -6,8 +6,10 @@ which use a handful of its 118 names: importing all of them costs 100 ms and mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+TYPE_CHECKING = False  # not imported from typing, see above
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 def lazy_names(

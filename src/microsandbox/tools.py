@@ -6,9 +6,7 @@ Nothing here goes through a shell, and a missing program is one sentence that na
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +41,8 @@ _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 def find(tool: Tool) -> Path | None:
     """Where the program is, or None."""
+    import shutil
+
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_EXTRA_PATH))
     found = shutil.which(tool.name, path=path)
     return Path(found) if found else None
@@ -77,6 +77,8 @@ def run(
     Raises PrerequisiteError when the program is missing, ChildProcessError with its last lines when it
     fails, TimeoutError after ``timeout`` seconds (the whole process group is killed then).
     """
+    import subprocess
+
     argv = [str(require(tool)), *map(str, arguments)]
     process = subprocess.Popen(
         argv,

@@ -40,19 +40,9 @@ def _run(words: Sequence[str]) -> int:
 
         sys.stdout.write(f"msb {VERSION}\n")
         return 0
-    if words and words[0] == "sandbox":
-        return _become_runtime(words[1:])
     from microsandbox.cli.dispatch import dispatch
 
     return dispatch(words)
-
-
-def _become_runtime(words: Sequence[str]) -> int:
-    """``msb sandbox``: the process that owns one sandbox's machine."""
-    from microsandbox.runtime.__main__ import main as runtime
-
-    sys.argv[1:] = words
-    return runtime()
 
 
 def _open_standard_descriptors() -> None:

@@ -40,6 +40,8 @@ def _dispatch(words: Sequence[str]) -> int:
     located = locate(ROOT, words)
     if located.command is ROOT:
         return _without_command(located)
+    if located.command.name == "sandbox":
+        return _become_runtime(located.rest)
     own = located.rest[: located.rest.index("--")] if "--" in located.rest else located.rest
     if "-h" in own or "--help" in own:
         return _show(located)
@@ -70,6 +72,14 @@ def _show(located: Located) -> int:
 
     sys.stdout.write(command_help(located.command, located.path))
     return 0
+
+
+def _become_runtime(words: Sequence[str]) -> int:
+    """``msb sandbox``: the process that owns one sandbox's machine. Its log level comes with its plan."""
+    from microsandbox.runtime.__main__ import main as runtime
+
+    sys.argv[1:] = [word for word in words if word.removeprefix("--") not in _LOGGING]
+    return runtime()
 
 
 def _handler(command: Command) -> Callable[[Invocation], int]:

@@ -59,22 +59,29 @@ async def run_guest_command(sandbox: Sandbox, name: str, command: GuestCommand, 
 
     Raises GuestCommandError, ExecTimeoutError, Interrupted, BrokenPipeError.
     """
-    from microsandbox.types import Stdin
-
-    with refusing_arguments():
-        handle = await sandbox.exec_stream(
-            command.argv[0],
-            list(command.argv[1:]),
-            stdin=Stdin.pipe(),
-            tty=command.tty,
-            **command.options,
-        )
+    handle = await _start(sandbox, name, command)
     with ExitStack() as stack:
         if command.tty:
             stack.enter_context(terminal.raw())
         streams = [stack.enter_context(stream) for stream in (Output(1), Output(2))]
         running = _Running(handle, name, command, streams[0], streams[1])
         return await running.wait(signals, stack.enter_context(Input(0)))
+
+
+async def _start(sandbox: Sandbox, name: str, command: GuestCommand) -> ExecHandle:
+    from microsandbox.types import Stdin
+
+    try:
+        with refusing_arguments():
+            return await sandbox.exec_stream(
+                command.argv[0],
+                list(command.argv[1:]),
+                stdin=Stdin.pipe(),
+                tty=command.tty,
+                **command.options,
+            )
+    except ExecFailedError as failure:
+        raise GuestCommandError(command.argv[0], name, failure) from failure
 
 
 class _Running:

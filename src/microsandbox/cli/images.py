@@ -149,7 +149,7 @@ def remove(invocation: Invocation) -> int:
 
 
 async def _remove(invocation: Invocation) -> int:
-    """Try all of them. With --force one that is not there is fine."""
+    """Try all of them, and say of each what is wrong."""
     failed = False
     for reference in dict.fromkeys(invocation["reference"]):
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microsandbox.image import tar_reader
-from microsandbox.image.compression import decompress
+from microsandbox.image.compression import decompress, is_compressed
 from microsandbox.image.limits import MAX_PATH_BYTES, MAX_PATH_DEPTH, Budget, quoted
 from microsandbox.image.streams import ReadAhead, SpoolStream
 from microsandbox.image.tar_reader import Member, TarError, check_rest, read_members
@@ -160,6 +160,4 @@ def _storable(xattrs: dict[bytes, bytes], raw: bytes) -> dict[bytes, bytes] | No
 
 def starts_compressed(fd: int, offset: int, size: int) -> bool:
     """Whether the blob there has to be unpacked."""
-    from microsandbox.image.compression import is_compressed
-
     return is_compressed(os.pread(fd, min(4, size), offset))

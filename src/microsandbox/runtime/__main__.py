@@ -1,13 +1,15 @@
 """``python -m microsandbox.runtime``: the process that owns one sandbox's virtual machine.
 
-The order is what makes it fast: the machine is started before asyncio and the relay are imported, so that
-QEMU and the guest's kernel come up meanwhile.
+    --name NAME                 the sandbox, for those who read process lists
+    --parent-watch-fd 97        a pipe whose end means that the owner is gone
+
+What to do arrives as a LaunchPlan on descriptor 98. The order is what makes it fast: the machine is
+started before asyncio, logging and the relay are imported, so that QEMU and the guest's kernel come up
+meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import signal
 import socket
@@ -16,24 +18,25 @@ import sys
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
+from microsandbox.runtime.launch import launch_machine, run_supervisor
 from microsandbox.runtime.plan import PLAN_FD, WATCHDOG_FD, LaunchPlan
 from microsandbox.store.files import make_private
 
 _BACKLOG = 128
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="msb sandbox", description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="the sandbox, for those who read process lists")
-    parser.add_argument("--parent-watch-fd", type=int)
-    arguments = parser.parse_args()
-    watch = arguments.parent_watch_fd
-    if watch is not None and (watch != WATCHDOG_FD or not _is_fifo(watch)):
-        parser.error(f"--parent-watch-fd must be {WATCHDOG_FD} and a pipe")
-    return arguments
+def _watchdog(arguments: list[str]) -> int | None:
+    """The descriptor to watch, if any. Exits with status 2 when it is not what it should be."""
+    if "--parent-watch-fd" not in arguments:
+        return None
+    given = arguments[arguments.index("--parent-watch-fd") + 1 :][:1]
+    if given != [str(WATCHDOG_FD)] or not _is_pipe(WATCHDOG_FD):
+        print(f"msb sandbox: --parent-watch-fd must be {WATCHDOG_FD} and a pipe", file=sys.stderr)
+        sys.exit(2)
+    return WATCHDOG_FD
 
 
-def _is_fifo(fd: int) -> bool:
+def _is_pipe(fd: int) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(fd).st_mode)
     except OSError:
@@ -63,24 +66,16 @@ def main() -> int:
     # A terminal's Ctrl-C and hang-up go to the owner's whole process group; the owner decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    arguments = _arguments()
+    watchdog = _watchdog(sys.argv[1:])
     plan = LaunchPlan.from_fd(PLAN_FD)
     os.chdir("/")
     listener = _listen(Path(plan.agent_socket))
     _announce()
-
-    from microsandbox.runtime.log_files import RotatingFile, RuntimeLog
-
-    file = RotatingFile(plan.logs / "runtime.log")
-    os.dup2(file.fd, 2)
-    logging.basicConfig(level=(plan.log_level or "info").upper(), handlers=[RuntimeLog(file)])
-    from microsandbox.runtime.launch import launch_machine, run_supervisor
-
     try:
         machine = launch_machine(plan)
     except MicrosandboxError as error:
-        return run_supervisor(plan, error, listener, arguments.parent_watch_fd)
-    return run_supervisor(plan, machine, listener, arguments.parent_watch_fd)
+        return run_supervisor(plan, error, listener, watchdog)
+    return run_supervisor(plan, machine, listener, watchdog)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import socket
-import time
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
@@ -12,8 +11,6 @@ from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.machine import Accelerator, Disk, Machine
 from microsandbox.vmm.qemu import VirtualMachine, launch
-
-log = logging.getLogger(__name__)
 
 
 def launch_machine(plan: LaunchPlan) -> VirtualMachine:
@@ -27,14 +24,7 @@ def launch_machine(plan: LaunchPlan) -> VirtualMachine:
         initramfs=Path(plan.initramfs),
         disks=tuple(Disk(disk.serial, disk.fd, disk.format, disk.read_only) for disk in plan.disks),
     )
-    started = time.perf_counter()
-    vm = launch(machine, plan.installation, plan.jail_kind, identity=plan.sandbox_id)
-    log.info(
-        "QEMU %s started as process %d: %s, %d CPUs, %d MiB, jail of %s, %.1f ms",
-        plan.installation.version, vm.pid, plan.accelerator, plan.cpus, plan.memory_mib, plan.jail,
-        1e3 * (time.perf_counter() - started),
-    )  # fmt: skip
-    return vm
+    return launch(machine, plan.installation, plan.jail_kind, identity=plan.sandbox_id)
 
 
 def run_supervisor(
@@ -45,9 +35,14 @@ def run_supervisor(
 ) -> int:
     """Supervise until the sandbox has ended, and return this process's exit status."""
     import asyncio
+    import logging
 
+    from microsandbox.runtime.log_files import RotatingFile, RuntimeLog
     from microsandbox.runtime.supervisor import Supervisor, record_launch_failure
 
+    file = RotatingFile(plan.logs / "runtime.log")
+    os.dup2(file.fd, 2)
+    logging.basicConfig(level=(plan.log_level or "info").upper(), handlers=[RuntimeLog(file)])
     if isinstance(machine, MicrosandboxError):
         record_launch_failure(plan, machine)
         return 1

@@ -1,19 +1,20 @@
 """What the owner hands to the supervisor: one frozen value, encoded into an anonymous file.
 
 It may hold secrets (the environment of the sandbox), so it is passed by descriptor: never in argv, never
-in a file with a name.
+in a file with a name. ``marshal`` costs no import, and both ends are the same interpreter.
 """
 
 from __future__ import annotations
 
+import marshal
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from microsandbox.vmm.installation import QemuInstallation
 from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.machine import QemuInstallation
 
 #: Where the supervisor finds its descriptors, by number (runtime arguments name them too).
 WATCHDOG_FD, PLAN_FD, FIRST_DISK_FD = 97, 98, 100
@@ -54,11 +55,9 @@ class LaunchPlan:
 
     def to_fd(self) -> int:
         """A descriptor of an anonymous file that holds the plan, at its start."""
-        import cbor2
-
         fd = os.memfd_create("launch-plan", os.MFD_CLOEXEC)
         try:
-            content = memoryview(cbor2.dumps(asdict(self)))
+            content = memoryview(marshal.dumps(asdict(self)))
             while content:
                 content = content[os.write(fd, content) :]
             os.lseek(fd, 0, os.SEEK_SET)
@@ -69,10 +68,8 @@ class LaunchPlan:
 
     @classmethod
     def from_fd(cls, fd: int) -> LaunchPlan:
-        import cbor2
-
         with open(fd, "rb") as file:
-            values = cbor2.load(file)
+            values = marshal.load(file)  # noqa: S302 - written by our parent, the same interpreter
         values["disks"] = tuple(DiskPlan(**disk) for disk in values["disks"])
         return cls(**values)
 

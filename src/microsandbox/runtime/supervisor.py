@@ -82,6 +82,9 @@ class Supervisor:
         console = await self._keep_log("kernel.log", self._machine.console)
         self._errors = await self._keep_log("qemu.log", self._machine.errors)
         self._start(self._monitor.connect(self._machine.qmp))
+        plan, pid = self._plan, self._machine.pid
+        shape = f"{plan.accelerator}, {plan.cpus} CPUs, {plan.memory_mib} MiB, jail of {plan.jail}"
+        log.info("QEMU %s runs as process %d: %s", plan.installation.version, pid, shape)
         self._watch_signals()
         self._watch_owner()
         try:

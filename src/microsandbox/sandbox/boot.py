@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import secrets
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
 
 from microsandbox.image.store import StoredImage
-from microsandbox.sandbox.options import SandboxConfig
-from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
@@ -25,11 +24,10 @@ from microsandbox.runtime.plan import FIRST_DISK_FD, DiskPlan, LaunchPlan
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.vmm.host import Host, examine_host
-
-#: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
-MAX_SCRIPT_BYTES = 3 << 20
+from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
 
 async def prepare_host(context: Context) -> Host:
@@ -98,17 +96,21 @@ def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) 
         boot=_boot_config(config),
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
-        log_level=config.log_level,
+        log_level="debug" if config.log_level == "trace" else config.log_level,  # logging has no "trace"
     )
 
 
 def _boot_config(config: SandboxConfig) -> dict[str, Any]:
     """The body of ``core.boot.config``: what makes a booted guest this sandbox."""
-    scripts = [{"name": name, "content": body.encode()} for name, body in config.scripts.items()]
-    if sum(len(body.encode()) for body in config.scripts.values()) > MAX_SCRIPT_BYTES:
-        raise InvalidConfigError(f"scripts are larger than {MAX_SCRIPT_BYTES >> 20} MiB together")
+    scripts = [
+        {"name": posixpath.basename(name), "content": body.encode()} for name, body in config.scripts.items()
+    ]
+    tmpfs = [
+        {"path": mount.guest, "size_mib": mount.size_mib, "options": mount.options}
+        for mount in config.tmpfs_mounts
+    ]
     return {
-        "hostname": config.hostname or config.name,
+        "hostname": config.guest_hostname,
         "machine_id": secrets.token_hex(16),
         "root": {
             "lower": "/dev/vda",
@@ -116,7 +118,7 @@ def _boot_config(config: SandboxConfig) -> dict[str, Any]:
             "upper": "/dev/vdb",
             "upper_fstype": "ext4",
         },
-        "tmpfs": [{"path": mount.guest, "size_mib": mount.size_mib} for mount in config.tmpfs_mounts],
+        "tmpfs": tmpfs,
         "env": [],
         "user": config.user,
         "scripts": scripts,
@@ -155,10 +157,9 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:
-    from microsandbox.types import FsEntryKind
-
     from microsandbox.errors import FilesystemError
     from microsandbox.sandbox.fs import SandboxFsOps
+    from microsandbox.types import FsEntryKind
 
     if config.workdir is None:
         return

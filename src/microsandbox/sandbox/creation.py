@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from microsandbox.sandbox.options import CreateOptions, SandboxConfig
-from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
-from microsandbox.sandbox.validation import validate
-
 from microsandbox.errors import ImageNotFoundError, MicrosandboxError, SandboxAlreadyExistsError
 from microsandbox.runtime.disks import make_upper
 from microsandbox.runtime.spawn import SpawnMode
 from microsandbox.sandbox import lifecycle
 from microsandbox.sandbox.boot import boot, prepare_host
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
+from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
+from microsandbox.sandbox.validation import validate
 from microsandbox.store.files import make_private, remove_tree
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
 if TYPE_CHECKING:
-    from microsandbox.image.progress import PullEvent
     from microsandbox.image.store import StoredImage
+
+    from microsandbox.image.progress import PullEvent
 
 Progress = Callable[["PullEvent"], None]
 
@@ -89,7 +89,7 @@ async def _image(context: Context, config: SandboxConfig, progress: Progress | N
 def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
     """The image a sandbox was made from, by the digest that was pinned then."""
     try:
-        return context.images.by_digest(config.manifest_digest)
+        return context.images.by_digest(config.manifest_digest or "")
     except ImageNotFoundError as error:
         raise MicrosandboxError(
             f"sandbox '{config.name}' cannot start: image missing: {config.image.reference} "

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from microsandbox.sandbox.exec_options import ExecOptions, StdinMode
-from microsandbox.types import ExecOutput, ExecStreamEvent
-
 from microsandbox.agent.connection import Connection, Session
 from microsandbox.agent.protocol import DATA_CHUNK, Message, MessageType, binary, integer, text
+from microsandbox.arguments import octets, parameter, whole
 from microsandbox.errors import AgentClientError, ExecFailedError, ExecTimeoutError, MicrosandboxError
+from microsandbox.sandbox.exec_options import ExecOptions, StdinMode
+from microsandbox.types import ExecOutput, ExecStreamEvent
 from microsandbox.units import format_duration_precise
 
 _SIGKILL = 9
@@ -28,7 +28,7 @@ class ExecSink:
 
     async def write(self, data: bytes) -> None:
         """Send data, waiting while the command is slow to read; empty data closes."""
-        content = memoryview(bytes(data))
+        content = memoryview(parameter("data", octets, data))
         if not content:
             await self.close()
         for start in range(0, len(content), DATA_CHUNK):
@@ -99,7 +99,7 @@ class ExecHandle:
 
     async def signal(self, sig: int) -> None:
         """Send a signal to the command; SIGKILL reaches its whole process group. No error after its end."""
-        await self._control(MessageType.EXEC_SIGNAL, {"signal": sig})
+        await self._control(MessageType.EXEC_SIGNAL, {"signal": parameter("sig", _signal, sig)})
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -107,7 +107,7 @@ class ExecHandle:
 
     async def resize(self, rows: int, cols: int) -> None:
         """Tell a command on a pseudo-terminal the new size of its window."""
-        await self._control(MessageType.EXEC_RESIZE, {"rows": rows, "cols": cols})
+        await self._control(MessageType.EXEC_RESIZE, {"rows": whole(rows, 16), "cols": whole(cols, 16)})
 
     async def _control(self, kind: MessageType, payload: dict[str, int]) -> None:
         if not self._session.ended:
@@ -123,6 +123,10 @@ class ExecHandle:
             elif message.kind in (MessageType.EXEC_FAILED, MessageType.ERROR):
                 raise _failure(message)
         raise MicrosandboxError(_NO_EXIT)
+
+
+def _signal(value: object) -> int:
+    return whole(value, 31)
 
 
 async def start(connection: Connection, request: dict[str, object], options: ExecOptions) -> ExecHandle:

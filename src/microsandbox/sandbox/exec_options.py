@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from microsandbox.types import Rlimit, RlimitResource, Stdin
 DEFAULT_SHELL = "/bin/sh"
 #: Size of a pseudo-terminal that nobody looks at.
 _ROWS, _COLS = 24, 80
+#: Bytes of command, arguments and environment: a request travels in one message of at most 4 MiB.
+MAX_ARGUMENT_BYTES = 3 << 20
 
 
 class StdinMode(StrEnum):
@@ -115,7 +118,7 @@ def exec_request(options: ExecOptions, config: SandboxConfig) -> dict[str, Any]:
     user = options.user if options.user is not None else config.user
     if user is not None:
         request["user"] = user
-    _check_no_nul(request)
+    _check_texts(request)
     return request
 
 
@@ -124,12 +127,19 @@ def _terminal() -> str:
     return "xterm" if name in ("", "dumb") else name
 
 
-def _check_no_nul(request: Mapping[str, Any]) -> None:
-    """A NUL would end the text in the guest, and another command than the caller's would run."""
+def _check_texts(request: Mapping[str, Any]) -> None:
+    """A NUL would end a text in the guest, and another command than the caller's would run."""
+    command = request["cmd"].replace("\0", "\\0")
     texts = [request["cmd"], *request["args"], *request["env"], request["cwd"], request.get("user", "")]
     if any("\0" in item for item in texts):
-        command = request["cmd"].replace("\0", "\\0")
         raise ExecFailedError(f'spawn "{command}": nul byte found in provided data', kind="bad_args")
+    if sum(len(item.encode()) for item in texts) > MAX_ARGUMENT_BYTES:
+        raise ExecFailedError(
+            f'spawn "{command}": Argument list too long (os error {errno.E2BIG})',
+            kind="bad_args",
+            errno=errno.E2BIG,
+            errno_name="E2BIG",
+        )
 
 
 # arguments

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from microsandbox.types import FsEntry, FsEntryKind, FsMetadata
-
 from microsandbox.agent.connection import Connection, Session
 from microsandbox.agent.protocol import DATA_CHUNK, MessageType, binary, integer, text
+from microsandbox.arguments import octets, parameter
+from microsandbox.arguments import text as plain_text
 from microsandbox.errors import FilesystemError, IoError, PathNotFoundError
 from microsandbox.store.files import partial_path
+from microsandbox.types import FsEntry, FsEntryKind, FsMetadata
 
 _KINDS = {"file": FsEntryKind.FILE, "dir": FsEntryKind.DIRECTORY, "symlink": FsEntryKind.SYMLINK}
-#: Directory entries asked for at a time.
-_BATCH = 512
+#: Directory entries asked for at a time, and how many a directory may have before the guest is not believed.
+_BATCH, _MAX_ENTRIES = 512, 1 << 20
 
 
 def _error(detail: str) -> FilesystemError:
@@ -43,6 +44,24 @@ def _field(data: Any, key: str) -> Any:
     if isinstance(data, Mapping) and key in data:
         return data[key]
     raise FilesystemError(f"the guest's response has no {key}")
+
+
+def _info(value: Any) -> Mapping[str, Any]:
+    """What the guest says of one entry. Raises FilesystemError for anything else."""
+    if isinstance(value, Mapping):
+        return value
+    raise FilesystemError("the guest's response has something else in place of an entry")
+
+
+def _handle(data: Any) -> int:
+    handle = integer({"Handle": _field(data, "Handle")}, "Handle")
+    if handle is None:
+        raise FilesystemError("the guest's response has no handle")
+    return handle
+
+
+def _guest_path(value: object, name: str = "path") -> str:
+    return parameter(name, plain_text, value)
 
 
 class FsReadStream:
@@ -75,6 +94,13 @@ class FsReadStream:
         """The rest of the file."""
         return b"".join([piece async for piece in self])
 
+    async def _abandon(self) -> None:
+        """Give up a file that was not read to its end."""
+        if not self._ended:
+            self._ended = True
+            self._session.close()
+            await self._close()
+
 
 class FsWriteSink:
     """A guest file that is being written; ``close()`` confirms it. An async context manager."""
@@ -88,7 +114,7 @@ class FsWriteSink:
         """Append data, waiting while the guest is slow. Errors of the file surface from close()."""
         if self._closed:
             raise RuntimeError("write stream closed")
-        content = memoryview(bytes(data))
+        content = memoryview(parameter("data", octets, data))
         for start in range(0, len(content), DATA_CHUNK):
             if self._session.ended:
                 return
@@ -139,10 +165,9 @@ class SandboxFsOps:
 
     async def write(self, path: str, data: bytes) -> None:
         """Create or replace a file's content; its directory must exist."""
-        if isinstance(data, str):
-            raise TypeError("argument 'data': Can't extract `str` to `Vec`")
+        content = parameter("data", octets, data)
         async with await self.write_stream(path) as sink:
-            await sink.write(bytes(data))
+            await sink.write(content)
 
     async def write_stream(self, path: str) -> FsWriteSink:
         """Create or truncate a file now and write it in pieces."""
@@ -152,39 +177,46 @@ class SandboxFsOps:
 
     async def list(self, path: str) -> list[FsEntry]:
         """The direct children, in no order; symbolic links are not followed."""
-        handle = _field(await self._request({"OpenDir": {"path": path}}), "Handle")
+        handle = _handle(await self._request({"OpenDir": {"path": _guest_path(path)}}))
         entries: list[FsEntry] = []
         try:
-            while batch := _field(
-                await self._request({"ReadDir": {"handle": handle, "limit": _BATCH}}), "List"
-            ):
+            while batch := await self._read_dir(handle):
                 entries += [_entry(path, info) for info in batch]
+                if len(entries) > _MAX_ENTRIES:
+                    raise FilesystemError(f"readdir: more than {_MAX_ENTRIES} entries")
         finally:
             await self._close_handle(handle)
         return entries
 
+    async def _read_dir(self, handle: int) -> Sequence[Any]:
+        batch = _field(await self._request({"ReadDir": {"handle": handle, "limit": _BATCH}}), "List")
+        if not isinstance(batch, Sequence):
+            raise FilesystemError("the guest's response has no list of entries")
+        return batch
+
     async def mkdir(self, path: str) -> None:
         """Make a directory and its parents; one that exists is fine."""
-        await self._request({"Mkdir": {"path": path}})
+        await self._request({"Mkdir": {"path": _guest_path(path)}})
 
     async def remove(self, path: str) -> None:
         """Delete a file or a symbolic link."""
-        await self._request({"Remove": {"path": path}})
+        await self._request({"Remove": {"path": _guest_path(path)}})
 
     async def remove_dir(self, path: str) -> None:
         """Delete a directory and all below it."""
-        await self._request({"RemoveDir": {"path": path, "recursive": True}})
+        await self._request({"RemoveDir": {"path": _guest_path(path), "recursive": True}})
 
     async def copy(self, src: str, dst: str) -> None:
         """Copy one file with its mode."""
-        await self._request({"Copy": {"src": src, "dst": dst}})
+        await self._request({"Copy": {"src": _guest_path(src, "src"), "dst": _guest_path(dst, "dst")}})
 
     async def rename(self, src: str, dst: str) -> None:
-        await self._request({"Rename": {"src": src, "dst": dst}})
+        await self._request({"Rename": {"src": _guest_path(src, "src"), "dst": _guest_path(dst, "dst")}})
 
     async def stat(self, path: str) -> FsMetadata:
         """What a path is, following symbolic links."""
-        info = _field(await self._request({"Stat": {"path": path, "follow_symlink": True}}), "Stat")
+        operation = {"Stat": {"path": _guest_path(path), "follow_symlink": True}}
+        info = _info(_field(await self._request(operation), "Stat"))
         mode = integer(info, "mode") or 0
         return FsMetadata(
             kind=_kind(info),
@@ -198,7 +230,7 @@ class SandboxFsOps:
     async def exists(self, path: str) -> bool:
         """Whether the guest can stat the path."""
         try:
-            await self._request({"Stat": {"path": path, "follow_symlink": True}})
+            await self._request({"Stat": {"path": _guest_path(path), "follow_symlink": True}})
         except FilesystemError:
             return False
         return True
@@ -206,7 +238,7 @@ class SandboxFsOps:
     async def copy_from_host(self, host_path: str, guest_path: str) -> None:
         """Copy one regular file into the guest. Raises IoError for the host's side."""
         try:
-            file = await asyncio.to_thread(open, host_path, "rb")
+            file = await asyncio.to_thread(open, parameter("host_path", plain_text, host_path), "rb")
         except OSError as error:
             raise _host_error(error) from error
         with file:
@@ -221,7 +253,7 @@ class SandboxFsOps:
 
         Raises IoError for the host's side.
         """
-        target = Path(host_path)
+        target = Path(parameter("host_path", plain_text, host_path))
         partial = partial_path(target)
         stream = await self.read_stream(guest_path)
         try:
@@ -232,13 +264,12 @@ class SandboxFsOps:
         except OSError as error:
             raise _host_error(error) from error
         finally:
-            stream._session.close()
             partial.unlink(missing_ok=True)
+            await stream._abandon()
 
     async def _open(self, path: str, options: Mapping[str, object]) -> int:
-        data = await self._request({"OpenFile": {"path": path, "options": options}})
-        handle: int = _field(data, "Handle")
-        return handle
+        data = await self._request({"OpenFile": {"path": _guest_path(path), "options": options}})
+        return _handle(data)
 
     async def _close_handle(self, handle: int) -> None:
         with suppress(FilesystemError):
@@ -255,7 +286,8 @@ class SandboxFsOps:
             session.close()
 
 
-def _entry(directory: str, info: Any) -> FsEntry:
+def _entry(directory: str, value: Any) -> FsEntry:
+    info = _info(value)
     name = text(info, "path") or ""
     return FsEntry(
         path=name if name.startswith("/") else f"{directory.rstrip('/')}/{name}",
@@ -266,11 +298,11 @@ def _entry(directory: str, info: Any) -> FsEntry:
     )
 
 
-def _kind(info: Any) -> FsEntryKind:
+def _kind(info: Mapping[str, Any]) -> FsEntryKind:
     return _KINDS.get(text(info, "kind") or "", FsEntryKind.OTHER)
 
 
-def _milliseconds(info: Any) -> float | None:
+def _milliseconds(info: Mapping[str, Any]) -> float | None:
     seconds = integer(info, "modified")
     return None if seconds is None else seconds * 1000.0
 

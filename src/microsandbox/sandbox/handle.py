@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from microsandbox.sandbox.stored_config import load_config
-from microsandbox.types import SandboxStatus
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import MicrosandboxError, NotSupportedYetError
 from microsandbox.sandbox import lifecycle
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.sandbox import Sandbox, check_timeout, stop_result
+from microsandbox.sandbox.stored_config import load_config
 from microsandbox.store.sandboxes import SandboxRow, Status
+from microsandbox.types import SandboxStatus
 
 if TYPE_CHECKING:
-    from microsandbox.types import SandboxStopResult
+    import os
+
+    from microsandbox.sandbox.logs import LogStream
+    from microsandbox.snapshot.public import Snapshot
+    from microsandbox.types import LogEntry, LogReadSource, SandboxMetrics, SandboxStopResult
 
 
 class SandboxHandle:
@@ -110,17 +114,30 @@ class SandboxHandle:
 
     # later releases
 
-    async def metrics(self) -> Any:
+    async def metrics(self) -> SandboxMetrics:
         raise NotSupportedYetError("metrics")
 
-    async def logs(self, **_options: Any) -> Any:
+    async def logs(
+        self,
+        tail: int | None = None,
+        since_ms: float | None = None,
+        until_ms: float | None = None,
+        sources: Sequence[LogReadSource] | None = None,
+    ) -> list[LogEntry]:
         raise NotSupportedYetError("logs")
 
-    async def log_stream(self, **_options: Any) -> Any:
+    async def log_stream(
+        self,
+        sources: Sequence[LogReadSource] | None = None,
+        since_ms: float | None = None,
+        from_cursor: str | None = None,
+        until_ms: float | None = None,
+        follow: bool = False,
+    ) -> LogStream:
         raise NotSupportedYetError("log_stream")
 
-    async def snapshot(self, name: str) -> Any:
+    async def snapshot(self, name: str) -> Snapshot:
         raise NotSupportedYetError("snapshots")
 
-    async def snapshot_to(self, path: str) -> Any:
+    async def snapshot_to(self, path: str | os.PathLike[str]) -> Snapshot:
         raise NotSupportedYetError("snapshots")

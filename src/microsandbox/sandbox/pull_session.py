@@ -7,14 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from microsandbox.sandbox.options import CreateOptions
-
 from microsandbox.errors import MicrosandboxError
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.options import CreateOptions
 
 if TYPE_CHECKING:
     from microsandbox.image.progress import PullEvent
-
     from microsandbox.sandbox.sandbox import Sandbox
 
 _BUFFER = 1024
@@ -45,6 +43,7 @@ class PullProgress:
             raise StopAsyncIteration
         event = await self._events.get()
         if event is None:
+            self.end()  # the next iterator that waits is told, too
             raise StopAsyncIteration
         return event
 
@@ -81,8 +80,7 @@ class PullSession:
         if self._taken:
             return
         with suppress(MicrosandboxError, OSError, ValueError):
-            async with await self.result():
-                pass
+            (await self.result()).release()
 
     def _begin(self) -> asyncio.Task[Sandbox]:
         if self._task is None:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import builtins
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
-
-from microsandbox.sandbox.exec_options import ExecOptions, exec_request, parse_exec, parse_shell
-from microsandbox.sandbox.options import SandboxConfig
-from microsandbox.types import SandboxStatus, SandboxStopResult
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.arguments import parameter, text, text_map
 from microsandbox.errors import AgentClientError, MicrosandboxError, NotSupportedYetError
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.sandbox import lifecycle
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.exec_options import ExecKeywords, ExecOptions, exec_request, parse_exec, parse_shell
 from microsandbox.sandbox.fs import SandboxFsOps
+from microsandbox.sandbox.options import CreateKeywords, SandboxConfig
 from microsandbox.store.sandboxes import SandboxRow
+from microsandbox.types import SandboxStatus, SandboxStopResult
 
 if TYPE_CHECKING:
-    from microsandbox.types import ExecOutput
-
+    from microsandbox.metrics.public import MetricsStream
     from microsandbox.sandbox.exec import ExecHandle
     from microsandbox.sandbox.handle import SandboxHandle
+    from microsandbox.sandbox.logs import LogStream
     from microsandbox.sandbox.pull_session import PullSession
+    from microsandbox.sandbox.ssh import SandboxSshOps
+    from microsandbox.types import ExecOutput, LogEntry, LogReadSource, SandboxMetrics
 
 
 class AwaitableText(str):
@@ -73,24 +76,22 @@ class Sandbox:
     # making and finding
 
     @staticmethod
-    async def create(name: str, **options: Any) -> Sandbox:
+    async def create(name: str, **options: Unpack[CreateKeywords]) -> Sandbox:
         """Create a sandbox and return when it takes commands.
 
         ``image=`` is required; ``memory`` is in MiB, durations are in seconds. All keywords are listed in
         docs/python.md. Raises SandboxAlreadyExistsError, InvalidConfigError, ImageError, BootError.
         """
-        from microsandbox.sandbox.options import parse_create
-
         from microsandbox.sandbox import creation
+        from microsandbox.sandbox.options import parse_create
 
         context = Context.current()
         return await creation.create(context, parse_create(name, options, context.home))
 
     @staticmethod
-    def create_with_progress(name: str, **options: Any) -> PullSession:
+    def create_with_progress(name: str, **options: Unpack[CreateKeywords]) -> PullSession:
         """As create(), in the background, with the events of the image pull to follow."""
         from microsandbox.sandbox.options import parse_create
-
         from microsandbox.sandbox.pull_session import PullSession
 
         context = Context.current()
@@ -104,7 +105,7 @@ class Sandbox:
         """
         from microsandbox.sandbox import creation
 
-        return await creation.start(Context.current(), name, detached=detached)
+        return await creation.start(Context.current(), parameter("name", text, name), detached=detached)
 
     @staticmethod
     async def get(name: str) -> SandboxHandle:
@@ -113,7 +114,7 @@ class Sandbox:
         from microsandbox.store.home import validate_name
 
         context = Context.current()
-        return SandboxHandle(context, context.sandboxes.get(validate_name(name)))
+        return SandboxHandle(context, context.sandboxes.get(validate_name(parameter("name", text, name))))
 
     @staticmethod
     async def list() -> list[SandboxHandle]:
@@ -121,12 +122,13 @@ class Sandbox:
         return await Sandbox.list_with()
 
     @staticmethod
-    async def list_with(*, labels: Mapping[str, str] | None = None) -> list[SandboxHandle]:
+    async def list_with(*, labels: Mapping[str, str] | None = None) -> builtins.list[SandboxHandle]:
         """The sandboxes that carry all of these labels, newest first."""
         from microsandbox.sandbox.handle import SandboxHandle
 
         context = Context.current()
-        return [SandboxHandle(context, row) for row in context.sandboxes.list(labels)]
+        wanted = parameter("labels", text_map, labels or {})
+        return [SandboxHandle(context, row) for row in context.sandboxes.list(wanted)]
 
     @staticmethod
     async def remove(name: str) -> None:
@@ -136,7 +138,7 @@ class Sandbox:
         """
         from microsandbox.store.home import validate_name
 
-        await lifecycle.remove(Context.current(), validate_name(name))
+        await lifecycle.remove(Context.current(), validate_name(parameter("name", text, name)))
 
     # what it is
 
@@ -201,11 +203,11 @@ class Sandbox:
         )
         return await self._start(options)
 
-    async def shell(self, script: str, **options: Any) -> ExecOutput:
+    async def shell(self, script: str, **options: Unpack[ExecKeywords]) -> ExecOutput:
         """Run a script with the sandbox's shell; keywords as for exec()."""
         return await self._run(parse_shell(script, self._config.shell, options))
 
-    async def shell_stream(self, script: str, **options: Any) -> ExecHandle:
+    async def shell_stream(self, script: str, **options: Unpack[ExecKeywords]) -> ExecHandle:
         """Start a script with the sandbox's shell; keywords as for exec_stream()."""
         return await self._start(parse_shell(script, self._config.shell, options))
 
@@ -297,6 +299,15 @@ class Sandbox:
             self._process.disarm()
         self._connection.close()
 
+    def release(self) -> None:
+        """Drop the sandbox now, as garbage collection would: it is shut down unless it was detached."""
+        if self._consumed:
+            return
+        self._consumed = True
+        if self._process is not None:
+            self._process.close()
+        self._connection.close()
+
     async def __aenter__(self) -> Self:
         self._check_usable()
         return self
@@ -329,25 +340,47 @@ class Sandbox:
 
     # later releases
 
-    def ssh(self) -> Any:
+    def ssh(self) -> SandboxSshOps:
         raise NotSupportedYetError("ssh")
 
-    async def attach(self, cmd: str, args: Any = None, **_options: Any) -> int:
+    async def attach(
+        self,
+        cmd: str,
+        args: builtins.list[str] | None = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        detach_keys: str | None = None,
+    ) -> int:
         raise NotSupportedYetError("attach")
 
     async def attach_shell(self) -> int:
         raise NotSupportedYetError("attach_shell")
 
-    async def metrics(self) -> Any:
+    async def metrics(self) -> SandboxMetrics:
         raise NotSupportedYetError("metrics")
 
-    async def metrics_stream(self, interval: float = 1.0) -> Any:
+    async def metrics_stream(self, interval: float = 1.0) -> MetricsStream:
         raise NotSupportedYetError("metrics_stream")
 
-    async def logs(self, **_options: Any) -> Any:
+    async def logs(
+        self,
+        tail: int | None = None,
+        since_ms: float | None = None,
+        until_ms: float | None = None,
+        sources: Sequence[LogReadSource] | None = None,
+    ) -> builtins.list[LogEntry]:
         raise NotSupportedYetError("logs")
 
-    async def log_stream(self, **_options: Any) -> Any:
+    async def log_stream(
+        self,
+        sources: Sequence[LogReadSource] | None = None,
+        since_ms: float | None = None,
+        from_cursor: str | None = None,
+        until_ms: float | None = None,
+        follow: bool = False,
+    ) -> LogStream:
         raise NotSupportedYetError("log_stream")
 
 

@@ -11,6 +11,8 @@ from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig
 from microsandbox.store.home import validate_name
 
 RESERVED_LABEL_PREFIXES = ("sandbox.", "microsandbox.", "service.")
+#: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
+MAX_SCRIPT_BYTES = 3 << 20
 
 
 def validate(config: SandboxConfig) -> None:
@@ -64,6 +66,8 @@ def _validate_scripts(scripts: Mapping[str, str]) -> None:
         if base in seen:
             raise InvalidConfigError(f'scripts "{seen[base]}" and "{name}" would be the same file "{base}"')
         seen[base] = name
+    if sum(len(name.encode()) + len(body.encode()) for name, body in scripts.items()) > MAX_SCRIPT_BYTES:
+        raise InvalidConfigError(f"scripts are larger than {MAX_SCRIPT_BYTES >> 20} MiB together")
 
 
 def _validate_texts(config: SandboxConfig) -> None:

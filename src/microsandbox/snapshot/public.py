@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,7 @@ class Snapshot(Unavailable):
         raise _later()
 
     @staticmethod
-    async def list_dir(dir: _PathLike) -> list[Snapshot]:
+    async def list_dir(dir: _PathLike) -> builtins.list[Snapshot]:
         raise _later()
 
     @staticmethod

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +27,7 @@ def make_private(directory: Path) -> Path:
 
 def partial_path(target: Path) -> Path:
     """An unused temporary name beside ``target``."""
-    return target.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{target.name}"[:255])
+    return target.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{os.urandom(4).hex()}-{target.name}"[:255])
 
 
 @contextmanager
@@ -86,8 +84,7 @@ def making_directory(target: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        remove_tree(temporary)
 
 
 class FileLock:
@@ -176,6 +173,8 @@ def remove_leftovers(directory: Path, *, older_than: float) -> int:
 
 def remove_tree(path: Path) -> None:
     """Delete a file or a directory with all below it; what is not there is fine."""
+    import shutil
+
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -20,10 +20,10 @@ from microsandbox.store.files import FileLock, make_private, write_atomically
 from microsandbox.store.home import Home
 from microsandbox.vmm import linux
 from microsandbox.vmm.architecture import X86_64, host_architecture
-from microsandbox.vmm.installation import QemuInstallation, find_installation
+from microsandbox.vmm.installation import find_installation
 from microsandbox.vmm.jail import JailKind
 from microsandbox.vmm.kernel import GuestKernel
-from microsandbox.vmm.machine import Accelerator
+from microsandbox.vmm.machine import Accelerator, QemuInstallation
 
 #: Seconds a guest under KVM may take to reach its agent; where KVM works it needs a tenth of it.
 KVM_TRIAL_SECONDS = 5.0

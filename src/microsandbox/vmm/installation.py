@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from microsandbox import tools
@@ -16,6 +15,7 @@ from microsandbox.errors import PrerequisiteError, VmmError
 from microsandbox.store.files import make_private, write_atomically
 from microsandbox.store.home import Home
 from microsandbox.vmm.architecture import Architecture, host_architecture
+from microsandbox.vmm.machine import QemuInstallation
 
 OLDEST_VERSION = (7, 0)
 _FIRMWARE_DIRECTORIES = (
@@ -27,16 +27,6 @@ _FIRMWARE_DIRECTORIES = (
 _MODULE_DIRECTORIES = ("qemu", "../qemu", "../lib/qemu", "../lib64/qemu")
 _LIBRARY = re.compile(rb"(?:=> )?(/\S+) \(0x")
 _VERSION = re.compile(rb"version (\d+)\.(\d+)(?:\.(\d+))?")
-
-
-@dataclass(frozen=True)
-class QemuInstallation:
-    """A usable QEMU. ``files`` are all it needs to read besides a machine's own, at their own paths."""
-
-    binary: str
-    version: str
-    firmware: str
-    files: tuple[str, ...]
 
 
 def find_installation(home: Home) -> QemuInstallation:

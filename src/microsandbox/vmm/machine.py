@@ -10,12 +10,21 @@ from enum import StrEnum
 from pathlib import Path
 
 from microsandbox.vmm.architecture import Architecture
-from microsandbox.vmm.installation import QemuInstallation
 
 #: QEMU's own system call filter; the jail holds what it lets through.
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: PCI slots, the same in every machine: 1 is the agent's, disks follow.
 _AGENT_SLOT, _FIRST_DISK_SLOT = 1, 2
+
+
+@dataclass(frozen=True)
+class QemuInstallation:
+    """A usable QEMU. ``files`` are all it needs to read besides a machine's own, at their own paths."""
+
+    binary: str
+    version: str
+    firmware: str
+    files: tuple[str, ...]
 
 
 class Accelerator(StrEnum):

@@ -13,9 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from microsandbox.errors import VmmError
-from microsandbox.vmm.installation import QemuInstallation
 from microsandbox.vmm.jail import Jailed, JailedProcess, JailKind, start
-from microsandbox.vmm.machine import Accelerator, Handles, Machine, qemu_arguments
+from microsandbox.vmm.machine import Accelerator, Handles, Machine, QemuInstallation, qemu_arguments
 
 _KERNEL, _INITRAMFS = "/guest/kernel", "/guest/initramfs"
 

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.vmm.architecture import host_architecture
-from microsandbox.vmm.installation import QemuInstallation
 from microsandbox.vmm.jail import Jailed, JailKind, start
-from microsandbox.vmm.machine import Accelerator, Machine
+from microsandbox.vmm.machine import Accelerator, Machine, QemuInstallation
 from microsandbox.vmm.qemu import launch, loader_environment
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from microsandbox.store.home import Home
 from microsandbox.vmm.architecture import AARCH64, X86_64, host_architecture
-from microsandbox.vmm.installation import QemuInstallation, find_installation
-from microsandbox.vmm.machine import Accelerator, Disk, Handles, Machine, qemu_arguments
+from microsandbox.vmm.installation import find_installation
+from microsandbox.vmm.machine import Accelerator, Disk, Handles, Machine, QemuInstallation, qemu_arguments
 
 QEMU = QemuInstallation("/usr/bin/qemu", "7.2.0", "/usr/share/qemu", ())
 HANDLES = Handles("/guest/kernel", "/guest/initramfs", qmp=10, console=11, agent=12)
