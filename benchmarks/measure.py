@@ -13,7 +13,7 @@ def wall(command, **options):
 
 
 def interleaved(runs, **subjects):
-    """Medians of several callables that return milliseconds, run in turn so that all share the machine's mood."""
+    """Medians of several callables that return milliseconds, run in turn to share the machine's mood."""
     times = {name: [] for name in subjects}
     for _ in range(runs):
         for name, subject in subjects.items():

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from microsandbox import Image, LogLevel, MountConfig, MountKind, PullPolicy, Volume
+from microsandbox import LogLevel, MountConfig, MountKind, PullPolicy, Volume
 from microsandbox.errors import NotSupportedYetError
 from microsandbox.sandbox.mounts import TmpfsMount
 from microsandbox.sandbox.options import parse_create
 from microsandbox.sandbox.rootfs import OciImage
-from microsandbox.types import ImageSource
+from microsandbox.types import Image, ImageSource
 
 
 def test_an_image_alone_gets_the_defaults_of_the_home(parse):
