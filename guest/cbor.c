@@ -254,13 +254,18 @@ void cbor_put_array(struct cbor_out *out, uint64_t entries)
     put_head(out, ARRAY, entries);
 }
 
-void cbor_put_bytes(struct cbor_out *out, const void *data, size_t length)
+void cbor_put_raw(struct cbor_out *out, const void *data, size_t length)
 {
-    put_head(out, BYTES, length);
     if (has_room(out, length) && length > 0) {
         memcpy(out->at, data, length);
         out->at += length;
     }
+}
+
+void cbor_put_bytes(struct cbor_out *out, const void *data, size_t length)
+{
+    put_head(out, BYTES, length);
+    cbor_put_raw(out, data, length);
 }
 
 /* The length of the UTF-8 sequence at `text`, 0 when there is none. */

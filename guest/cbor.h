@@ -58,6 +58,7 @@ void cbor_put_bytes(struct cbor_out *, const void *, size_t);
 /* Whatever the bytes are, what is written is UTF-8: what is not becomes U+FFFD. */
 void cbor_put_text(struct cbor_out *, const char *);
 void cbor_put_text_n(struct cbor_out *, const void *, size_t);
+void cbor_put_raw(struct cbor_out *, const void *, size_t); /* items that are encoded already */
 /* A byte string or an array whose size is known only afterwards: opening returns where its head is. */
 uint8_t *cbor_open_bytes(struct cbor_out *);
 void cbor_close_bytes(struct cbor_out *, uint8_t *head);

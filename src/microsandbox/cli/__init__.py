@@ -10,27 +10,38 @@ import os
 import sys
 from collections.abc import Sequence
 
-_TRACES = ("debug", "trace")
+#: As a shell spells a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; no exception leaves here but SystemExit."""
+    """Run the command line and return its exit code; no exception of ours leaves here."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _open_standard_descriptors()
-    _name_ourselves()
-    from microsandbox.cli.failures import BROKEN_PIPE, INTERRUPTED, report
-
-    traces = any(f"--{level}" in words for level in _TRACES)
     try:
+        _open_standard_descriptors()
+        _name_ourselves()
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
-        return BROKEN_PIPE
+        return _BROKEN_PIPE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _INTERRUPTED
     except Exception as error:
-        return _flushed(report(error, traces=traces))
+        return _report(error, words)
+    return code
+
+
+def _report(error: Exception, words: Sequence[str]) -> int:
+    from microsandbox.cli.failures import report
+
+    ours = words[: words.index("--")] if "--" in words else words
+    try:
+        code = report(error, traces="--debug" in ours or "--trace" in ours)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return _BROKEN_PIPE
     return code
 
 
@@ -65,14 +76,6 @@ def _name_ourselves() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if "MSB_PATH" not in os.environ and os.path.basename(sys.argv[0]) in ("msb", "microsandbox"):  # noqa: PTH119
         os.environ["MSB_PATH"] = os.path.abspath(sys.argv[0])  # noqa: PTH100
-
-
-def _flushed(code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-    return code
 
 
 def _drop_output() -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microsandbox.cli.failures import refusing_arguments
 from microsandbox.cli.model import Invocation, UsageError
@@ -22,6 +22,9 @@ from microsandbox.errors import (
 )
 from microsandbox.sandbox.sandbox import Sandbox
 from microsandbox.store.home import validate_name
+
+if TYPE_CHECKING:
+    from microsandbox.sandbox.pull_session import PullProgress
 
 #: Options whose values the SDK takes as they are, by its keyword.
 _PLAIN = {
@@ -104,17 +107,26 @@ async def _create(creation: Creation, *, detached: bool) -> Sandbox:
     with refusing_arguments():
         session = Sandbox.create_with_progress(creation.name, **creation.keywords, detached=detached)
     making = asyncio.ensure_future(session.result())
+    showing = asyncio.ensure_future(_show(session.progress, creation))
     try:
-        with PullDisplay(creation.reference, quiet=creation.quiet) as display:
-            async for event in session.progress:
-                display.show(event)
-        return await asyncio.shield(making)
+        await asyncio.wait((making,))
+        return making.result()
     except BaseException:
         making.cancel()
         await asyncio.wait((making,))
         if not making.cancelled() and making.exception() is None:
             await making.result().kill()  # it came up while we were being interrupted
         raise
+    finally:
+        showing.cancel()
+        await asyncio.wait((showing,))
+
+
+async def _show(events: PullProgress, creation: Creation) -> None:
+    """Draw the pull; the events end when it does, before the machine boots."""
+    with PullDisplay(creation.reference, quiet=creation.quiet) as display:
+        async for event in events:
+            display.show(event)
 
 
 async def discard(name: str) -> None:

@@ -11,7 +11,7 @@ from microsandbox.cli import output
 from microsandbox.errors import BootError, ExecFailedError, InvalidConfigError, MicrosandboxError
 
 #: What a shell says for a command that is not there, or cannot be run.
-NOT_FOUND, NOT_RUNNABLE, FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 127, 126, 1, 2, 130, 141
+NOT_FOUND, NOT_RUNNABLE, FAILURE, USAGE = 127, 126, 1, 2
 #: What is passed on for a guest command that a signal killed; which one is not reported to the host.
 KILLED = 255
 
@@ -69,8 +69,6 @@ def report(error: BaseException, *, traces: bool = False) -> int:
             return _report_boot(error)
         case MicrosandboxError():
             output.error(str(error))
-        case BrokenPipeError():
-            return BROKEN_PIPE
         case OSError() if error.strerror:
             where = f"{error.filename}: " if error.filename else ""
             output.error(f"{where}{error.strerror} (os error {error.errno})")

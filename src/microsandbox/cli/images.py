@@ -155,7 +155,7 @@ async def _remove(invocation: Invocation) -> int:
         try:
             async with progress("Removing", "Removed", reference, quiet=invocation["quiet"]):
                 await Image.remove(reference, force=invocation["force"])
-        except MicrosandboxError as error:
+        except (MicrosandboxError, OSError) as error:
             report(error)
             failed = True
     if failed:

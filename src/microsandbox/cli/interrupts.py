@@ -65,8 +65,7 @@ class Signals:
         """Run ``gentle``; a second signal runs ``forced`` as well, which must make the first one end."""
         task = asyncio.ensure_future(gentle)
         try:
-            await asyncio.shield(first_of(task, self.arrived_again.wait(), cancel=False))
-            if not task.done():
+            if not await first_of(task, self.arrived_again.wait(), cancel=False):
                 await forced()
         finally:
             await asyncio.wait((task,))

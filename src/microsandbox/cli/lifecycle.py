@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from microsandbox.cli import output
-from microsandbox.cli.failures import FAILURE
+from microsandbox.cli.failures import FAILURE, report
 from microsandbox.cli.interrupts import run_cancellable
 from microsandbox.cli.model import Invocation, UsageError
 from microsandbox.cli.spinner import progress
@@ -67,9 +67,7 @@ async def _each_of(invocation: Invocation, label: str, done: str, act: Act) -> i
         try:
             async with progress(label, done, name, quiet=invocation["quiet"]):
                 await act(name)
-        except MicrosandboxError as error:
-            from microsandbox.cli.failures import report
-
+        except (MicrosandboxError, OSError) as error:
             report(error)
             code = FAILURE
     return code

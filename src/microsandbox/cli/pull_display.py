@@ -48,17 +48,18 @@ class PullDisplay:
         self._progress: Progress | None = None
         self._header: TaskID | None = None
         self._stack = ExitStack()
+        self._complete = False
         self.cached = True
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
-        if kind is None and (self._summary or (self._shown and not self.cached)):
+        if self._complete and (self._summary or (self._shown and not self.cached)):
             took = f"({format_duration(time.monotonic() - self._started)})"
             output.success("Pulled", self._reference, note="(already cached)" if self.cached else took)
-        elif kind is not None and self._shown and (self._summary or not self.cached):
+        elif not self._complete and self._shown and (self._summary or not self.cached):
             mark = output.styled("✗", output.RED, stream=sys.stderr)
             output.say(f"   {mark} {'Pulling':<12} {self._reference}")
 
@@ -71,6 +72,8 @@ class PullDisplay:
             self._stack.callback(sys.stderr.write, _CLEAR_LINE)
         elif kind == "resolved":
             self._layers = event.layer_count or 0
+        elif kind == "complete":
+            self._complete = True
         elif kind in _STATES and event.layer_index is not None:
             self.cached = False
             if self._shown:

@@ -187,10 +187,7 @@ class ImageCatalog:
         if users and not force:
             raise ImageInUseError([user["name"] for user in users])
         connection.execute("DELETE FROM image_ref WHERE id = ?", (row["id"],))
-        return _remove_manifests(
-            connection, "id = ? AND NOT EXISTS (SELECT 1 FROM image_ref WHERE manifest_id = manifest.id)",
-            (row["manifest_id"],),
-        )  # fmt: skip
+        return _remove_manifests(connection, "id = ?", (row["manifest_id"],))
 
     def remove_unused(self, connection: sqlite3.Connection) -> tuple[int, Unused]:
         """Delete all that no sandbox uses; how many references that were, and what is unused now."""

@@ -108,7 +108,7 @@ class ImageConfig:
 def parse_json(content: bytes, what: str) -> Any:
     """The JSON value. Raises ImageError naming ``what``."""
     try:
-        return json.loads(content)
+        return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{what} is not valid JSON: {error}") from None
 
@@ -207,7 +207,14 @@ class _Object:
 
     def text(self, key: str) -> str | None:
         text: str | None = self._take(key, str, "a text")
+        self._check_texts(key, () if text is None else (text,))
         return text
+
+    def _check_texts(self, key: str, texts: Iterable[str]) -> None:
+        """Texts become arguments, variables and database values: no NUL, nothing that is not Unicode."""
+        for text in texts:
+            if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ImageError(f"{self.what}: {key} has characters that no text may have: {_shown(text)}")
 
     def items(self, key: str) -> list[Any]:
         return self._take(key, list, "a list") or []
@@ -217,12 +224,14 @@ class _Object:
         found = self.items(key)
         if not all(isinstance(item, str) for item in found):
             raise ImageError(f"{self.what}: {key} must be a list of texts, got {_shown(found)}")
+        self._check_texts(key, found)
         return tuple(found) or None
 
     def texts(self, key: str) -> dict[str, str] | None:
         found = self._take(key, dict, "an object")
         if found and not all(isinstance(item, str) for item in found.values()):
             raise ImageError(f"{self.what}: {key} must have texts as values, got {_shown(found)}")
+        self._check_texts(key, (*found, *found.values()) if found else ())
         return found or None
 
     def keys(self, key: str) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class SpoolStream(Stream):
         if self.size + len(chunk) > self._limit:
             raise ValueError(f"{self._what}: more than {self._limit} bytes")
         if self._spool is not None and not _is_zero(chunk):
-            _write_at(self._spool, chunk, self.size)
+            write_at(self._spool, chunk, self.size)
         self._chunk, self._start = memoryview(chunk), self.size
         self.size += len(chunk)
         return True
@@ -120,7 +120,8 @@ def _is_zero(chunk: bytes) -> bool:
     return not (chunk[:1].strip(b"\0") or chunk[-1:].strip(b"\0")) and chunk == bytes(len(chunk))
 
 
-def _write_at(fd: int, data: bytes, offset: int) -> None:
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of the bytes there."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

@@ -9,8 +9,8 @@ from microsandbox.errors import BootError, ExecFailedError, InvalidConfigError
 @pytest.mark.parametrize(
     ("kind", "code", "label", "hint"),
     [
-        ("not_found", 127, "not found", "is `nope` on PATH inside the sandbox? Try `msb exec box -- which nope`"),
-        ("permission_denied", 126, "permission denied", "check the binary's permissions — `chmod +x nope` may be needed"),
+        ("not_found", 127, "not found", "on PATH inside the sandbox? Try `msb exec box -- which nope`"),
+        ("permission_denied", 126, "permission denied", "— `chmod +x nope` may be needed"),
         ("not_executable", 126, "not executable", "not a runnable program"),
         ("bad_cwd", 1, "bad cwd", "create it first"),
         ("bad_args", 1, "bad args", "E2BIG"),

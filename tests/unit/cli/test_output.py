@@ -13,13 +13,18 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
+def on_terminal(monkeypatch):
+    """Call it in the test to write to a terminal: pytest puts its own streams in place before that."""
+
+    def show():
+        stream = Terminal()
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", stream)
+        return stream
+
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    monkeypatch.setattr("sys.stdout", stream)
-    monkeypatch.setattr("sys.stderr", stream)
-    return stream
+    return show
 
 
 def test_a_table_is_as_wide_as_its_cells():
@@ -29,7 +34,8 @@ def test_a_table_is_as_wide_as_its_cells():
     assert output.table(("NAME",), []) == ""
 
 
-def test_styles_do_not_count_as_width(terminal):
+def test_styles_do_not_count_as_width(on_terminal):
+    on_terminal()
     lines = output.table(("N", "STATUS"), [("a", output.status("Running")), ("bcd", "x")]).splitlines()
     assert lines == [
         "\x1b[1;36mN\x1b[0m      \x1b[1;36mSTATUS\x1b[0m",
@@ -39,15 +45,17 @@ def test_styles_do_not_count_as_width(terminal):
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", ""), ("TERM", "dumb")])
-def test_no_styles_where_they_are_not_wanted(terminal, monkeypatch, variable, value):
+def test_no_styles_where_they_are_not_wanted(on_terminal, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
+    terminal = on_terminal()
     assert output.status("Crashed") == "crashed"
     output.error("x")
     assert terminal.getvalue() == "error: x\n"
 
 
-def test_nobody_else_moves_the_cursor(terminal, monkeypatch):
+def test_nobody_else_moves_the_cursor(on_terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
+    terminal = on_terminal()
     output.error("bad \x1b[2J\x07 text\x9b", ["more\x1b]0;title\x07"])
     assert "\x1b" not in terminal.getvalue()
     assert "\x07" not in terminal.getvalue()

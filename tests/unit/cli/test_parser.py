@@ -68,9 +68,18 @@ def test_the_log_level_may_stand_before_and_after_the_command(line):
         ("run x -m", "-m/--memory: expected one argument"),
         ("run x -m x", '--memory: invalid size "x" (expected e.g. 512M, 1G)'),
         ("run x -m 1G -m 2G", "the argument '-m' cannot be used multiple times"),
-        ("run x --pull sometimes", "--pull: invalid pull policy: sometimes (expected: always, if-missing, never)"),
-        ("run x --log-level loud", "--log-level: invalid log level: loud (expected: error, warn, info, debug, trace)"),
-        ("run x --replace-with-timeout soon", '--replace-with-timeout: invalid duration "soon" (expected e.g. 30s, 5m, 1h30m)'),
+        (
+            "run x --pull sometimes",
+            "--pull: invalid pull policy: sometimes (expected: always, if-missing, never)",
+        ),
+        (
+            "run x --log-level loud",
+            "--log-level: invalid log level: loud (expected: error, warn, info, debug, trace)",
+        ),
+        (
+            "run x --replace-with-timeout soon",
+            '--replace-with-timeout: invalid duration "soon" (expected e.g. 30s, 5m, 1h30m)',
+        ),
         ("run x --security lax", "--security: invalid security profile: lax (expected: default, restricted)"),
         ("run x --shell /", '--shell "/" is not a valid interpreter'),
         ("run x -c 256", '--cpus: invalid number "256" (expected 0 to 255)'),

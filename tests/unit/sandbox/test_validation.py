@@ -1,0 +1,77 @@
+"""What a sandbox cannot be: one text for each, and which comes first."""
+
+from dataclasses import replace
+
+import pytest
+
+from microsandbox.errors import InvalidConfigError
+from microsandbox.sandbox.mounts import TmpfsMount
+from microsandbox.sandbox.rootfs import OciImage
+from microsandbox.sandbox.validation import MAX_SCRIPT_BYTES, validate
+
+
+def mounts(*guests):
+    return {"tmpfs_mounts": tuple(TmpfsMount(guest) for guest in guests)}
+
+
+def test_an_ordinary_sandbox_is_fine(config):
+    validate(
+        replace(
+            config,
+            **mounts("/tmp", "/a", "/a/b"),
+            env=(("A", "="),),
+            labels={"team": "", "sandboxes": "x"},
+            scripts={"a/run": "x", "b": ""},
+            hostname="h" * 64,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"env": (("MSB_X", ""),)}, 'environment variable "MSB_X" uses the reserved MSB_ prefix'),
+        (mounts("a"), "guest mount path must be absolute: a"),
+        (mounts("/"), "cannot mount a volume at guest root /"),
+        (mounts("//"), "cannot mount a volume at guest root /"),
+        (mounts("/a/.."), "cannot mount a volume at guest root /"),
+        (mounts("/a:b"), "guest mount path must not contain ':', ';', or ',': /a:b"),
+        (mounts("/a,b"), "guest mount path must not contain ':', ';', or ',': /a,b"),
+        (mounts("/a", "/a/"), "multiple volumes cannot mount the same guest path: /a/"),
+        (mounts("/a", "//a"), "multiple volumes cannot mount the same guest path: //a"),
+        ({"name": ""}, "sandbox name is required"),
+        ({"name": "x" * 129}, "sandbox name is too long: 129 bytes (max 128)"),
+        ({"cpus": 0}, "cpus must be greater than 0"),
+        ({"memory_mib": 0}, "memory must be greater than 0"),
+        ({"image": OciImage("", 1)}, "image source is required"),
+        ({"image": OciImage("a", 0)}, "oci upper_size must be greater than 0"),
+        ({"labels": {"": "x"}}, "label key must not be empty"),
+        ({"labels": {"sandbox.x": ""}}, "label key 'sandbox.x' uses reserved prefix 'sandbox.'"),
+        ({"labels": {"microsandbox.": ""}}, "label key 'microsandbox.' uses reserved prefix 'microsandbox.'"),
+        ({"labels": {"service.a": ""}}, "label key 'service.a' uses reserved prefix 'service.'"),
+        ({"scripts": {"a/": ""}}, 'script name "a/" does not end in a file name'),
+        ({"scripts": {"..": ""}}, 'script name ".." does not end in a file name'),
+        (
+            {"scripts": {"a/run": "", "b/run": ""}},
+            'scripts "a/run" and "b/run" would be the same file "run"',
+        ),
+        ({"scripts": {"a": "x" * MAX_SCRIPT_BYTES}}, "scripts are larger than 3 MiB together"),
+        ({"hostname": "h" * 65}, "hostname is too long: 65 bytes (max 64)"),
+        ({"user": "a\0"}, "user must not contain a NUL byte: 'a\\x00'"),
+        # in order
+        ({"cpus": 0, "memory_mib": 0, "labels": {"": ""}}, "cpus must be greater than 0"),
+        ({"name": "", "cpus": 0}, "sandbox name is required"),
+        ({"name": "", **mounts("a")}, "guest mount path must be absolute: a"),
+    ],
+)
+def test_what_is_wrong_is_said(config, change, detail):
+    with pytest.raises(InvalidConfigError) as caught:
+        validate(replace(config, **change))
+    assert caught.value.detail == detail
+    assert str(caught.value) == f"invalid config: {detail}"
+
+
+@pytest.mark.parametrize("pair", [("", "v"), ("A=B", "v"), ("A\0", "v"), ("A", "\0")])
+def test_environment_variables_that_no_system_has_are_refused(config, pair):
+    with pytest.raises(InvalidConfigError, match="cannot be set"):
+        validate(replace(config, env=(pair,)))
