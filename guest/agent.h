@@ -47,6 +47,7 @@ struct agent {
     struct limit limits[MAX_LIMITS];
     unsigned limit_count;
     bool restricted;
+    int uevents; /* the kernel's reports of devices, while booting */
     int upper; /* the file system of the writable layer, -1 before it is mounted */
 
     uint64_t started_ns, configured_ns; /* since the kernel started */

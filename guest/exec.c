@@ -478,8 +478,8 @@ static void run(struct agent *agent, struct session *session)
     bool more = false;
     if (!outlet_empty(&exec->input))
         settle_input(agent, exec, outlet_drain(agent, &exec->input));
-    if (!session->paused)
-        more = forward(agent, exec, 0) | forward(agent, exec, 1);
+    for (int stream = 0; stream < 2 && !session->paused; stream++)
+        more |= forward(agent, exec, stream);
     if (session->child == 0 && exec->output[0].fd < 0 && exec->output[1].fd < 0) {
         struct cbor_out put = wire_begin(&agent->wire, session->id, MSG_EXEC_EXITED);
         cbor_put_map(&put, 1);

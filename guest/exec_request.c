@@ -74,7 +74,7 @@ const char *exec_request_decode(struct cbor *in, struct exec_request *request)
     request->env = env.items;
     if (in->bad == NULL && (argv.items == NULL || argv.items[0] == NULL))
         cbor_fail(in, "missing field `cmd`");
-    if (strlist.has_nul)
+    if (strings.has_nul)
         request->refusal = "nul byte found in provided data";
     else if (argv.failed || env.failed)
         request->refusal = "too many arguments or environment variables";

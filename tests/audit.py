@@ -2,11 +2,12 @@
 
 import fcntl
 import os
-import sqlite3
 import time
 from pathlib import Path
 
+from microsandbox.store.database import Database
 from microsandbox.store.files import PARTIAL_PREFIX
+from microsandbox.store.sandboxes import SandboxCatalog
 
 
 def supervisors(home):
@@ -56,9 +57,8 @@ def leftovers(home):
                 found.append(f"lock {path}")
     database = home / "db" / "msb.db"
     if database.exists():
-        with sqlite3.connect(database) as connection:
-            rows = connection.execute("SELECT name, status FROM sandbox WHERE status = 'Running'").fetchall()
-        found += [f"row {name} is {status}" for name, status in rows]
+        rows = SandboxCatalog(Database(database)).list()
+        found += [f"row {row.name} is {row.status}" for row in rows if not row.status.terminal]
     return found
 
 

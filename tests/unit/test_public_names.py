@@ -11,7 +11,7 @@ import microsandbox
 import microsandbox.types
 from microsandbox import errors, events
 
-DOCUMENTED = """
+NAMES = """
     Sandbox SandboxHandle SandboxStopResult PullSession SandboxStatus SandboxSshOps SftpClient SshClient
     SshOutput SshServer
     AgentClient AgentStream FLAG_TERMINAL FLAG_SESSION_START FLAG_SHUTDOWN
@@ -36,7 +36,8 @@ DOCUMENTED = """
     NetworkPolicyError SecretViolationError TlsError IoError MetricsDisabledError MetricsUnavailableError
     UnsupportedOperationError
     install is_installed version
-""".split()
+"""
+DOCUMENTED = NAMES.split()
 
 
 def test_the_list_is_the_documented_one():
@@ -116,8 +117,10 @@ def test_event_classes_are_frozen_values(name):
 
 @pytest.mark.parametrize(
     "name",
-    "LogStream MetricsStream SandboxSshOps SftpClient Snapshot SnapshotHandle SshClient SshOutput SshServer "
-    "Volume VolumeHandle".split(),
+    [
+        "LogStream", "MetricsStream", "SandboxSshOps", "SftpClient", "Snapshot", "SnapshotHandle",
+        "SshClient", "SshOutput", "SshServer", "Volume", "VolumeHandle",
+    ],
 )  # fmt: skip
 def test_what_only_an_operation_returns_has_no_constructor(name):
     with pytest.raises(TypeError, match=f"No constructor defined for {name}"):
@@ -137,7 +140,7 @@ def operations():
     yield "snapshots", lambda: m.Snapshot.import_("a.tar")
 
 
-@pytest.mark.parametrize(("feature", "operation"), operations())
+@pytest.mark.parametrize(("feature", "operation"), list(operations()))
 async def test_operations_of_later_releases_name_their_feature(feature, operation):
     with pytest.raises(microsandbox.UnsupportedOperationError) as caught:
         await operation()

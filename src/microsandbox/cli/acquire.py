@@ -9,7 +9,7 @@ from microsandbox.cli import output
 from microsandbox.cli.interrupts import Signals
 from microsandbox.cli.pull_display import PullDisplay
 from microsandbox.cli.spinner import spinner
-from microsandbox.errors import MicrosandboxError
+from microsandbox.errors import ImageError, MicrosandboxError
 from microsandbox.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -71,8 +71,14 @@ async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:
         return
     if any(image.manifest_digest == digest for image in await Image.list()):
         return
-    with PullDisplay(reference, quiet=quiet) as display:
-        await Image.pull(pinned(reference, digest), progress=display.show)
+    try:
+        with PullDisplay(reference, quiet=quiet) as display:
+            await Image.pull(pinned(reference, digest), progress=display.show)
+    except ImageError as error:
+        raise MicrosandboxError(
+            f"sandbox '{handle.name}' cannot start: its image {reference} ({digest}) is not in the cache and "
+            f"cannot be pulled again: {error.detail}"
+        ) from error
 
 
 def pinned(reference: str, digest: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from microsandbox.cli.spinner import progress, spinner
 from microsandbox.cli.streams import Input
 from microsandbox.errors import MicrosandboxError
 from microsandbox.image.public import Image
-from microsandbox.store.files import make_private
+from microsandbox.store.files import make_private, partial_path
 from microsandbox.store.home import Home
 from microsandbox.units import format_bytes
 
@@ -85,18 +84,16 @@ def _archive(source: str | None) -> Iterator[Path]:
     if source is not None:
         yield Path(source)
         return
-    directory = make_private(Home.open().cache)
-    fd, name = tempfile.mkstemp(prefix=".partial-load-", dir=directory)
-    os.close(fd)
+    path = partial_path(make_private(Home.open().cache) / "archive")
     try:
-        yield Path(name)
+        yield path
     finally:
-        Path(name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 async def _spool(path: Path) -> None:
     size = 0
-    with Input(0) as stdin, path.open("wb") as file:
+    with Input(0) as stdin, path.open("xb") as file:
         while data := await stdin.read():
             size += len(data)
             if size > _MAX_ARCHIVE:

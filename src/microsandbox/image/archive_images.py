@@ -264,9 +264,7 @@ def _find_blob(archive: Archive, descriptor: Descriptor, what: str) -> Part:
 def _blob(archive: Archive, descriptor: Descriptor, what: str) -> bytes:
     content = _find_blob(archive, descriptor, what).read()
     if digest_of(content) != descriptor.digest:
-        raise ImageError(
-            f"OCI blob digest mismatch: expected {descriptor.digest}, got {digest_of(content)}"
-        )
+        raise ImageError(f"OCI blob digest mismatch: expected {descriptor.digest}, got {digest_of(content)}")
     return content
 
 

@@ -53,6 +53,13 @@ class BlobStore:
     def rootfs(self, manifest_digest: str) -> Path:
         return self.rootfs_directory / f"{hex_of(manifest_digest)}.squashfs"
 
+    def has_rootfs(self, manifest_digest: str, size: int) -> bool:
+        """Whether the block image is there, whole."""
+        try:
+            return self.rootfs(manifest_digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
     def part(self, digest: str) -> Path:
         return self.downloads / f"{hex_of(digest)}.part"
 

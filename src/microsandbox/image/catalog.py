@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microsandbox.errors import ImageInUseError, ImageNotFoundError
@@ -92,13 +91,13 @@ class ImageCatalog:
             row = connection.execute(f"{_RECORD} WHERE r.reference = ?", (reference.normalized,)).fetchone()
         if row is None:
             raise ImageNotFoundError(reference.text)
-        return ImageRecord(*_record_fields(row))
+        return _image_record(row)
 
     def list(self) -> list[ImageRecord]:
         """All references, newest first."""
         with self._database.read() as connection:
             rows = connection.execute(f"{_RECORD} ORDER BY r.created_at DESC, r.id DESC").fetchall()
-        return [ImageRecord(*_record_fields(row)) for row in rows]
+        return [_image_record(row) for row in rows]
 
     def manifest_of(self, reference: Reference) -> ManifestRow | None:
         """The manifest that the reference stands for, as far as the catalogue knows."""
@@ -207,14 +206,17 @@ class ImageCatalog:
         return {row[0] for row in connection.execute("SELECT digest FROM manifest")}
 
 
-def _record_fields(row: sqlite3.Row) -> Sequence[object]:
-    return tuple(
-        row[key]
-        for key in (
-            "display", "digest", "total_size_bytes", "architecture", "os", "layer_count",
-            "created_at", "last_used_at",
-        )
-    )  # fmt: skip
+def _image_record(row: sqlite3.Row) -> ImageRecord:
+    return ImageRecord(
+        reference=row["display"],
+        manifest_digest=row["digest"],
+        size_bytes=row["total_size_bytes"],
+        architecture=row["architecture"],
+        os=row["os"],
+        layer_count=row["layer_count"],
+        created_at=row["created_at"],
+        last_used_at=row["last_used_at"],
+    )
 
 
 def _insert_manifest(connection: sqlite3.Connection, row: ManifestRow, now: float) -> int:

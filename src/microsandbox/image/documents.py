@@ -7,13 +7,13 @@ as served: the digest is that of the bytes, never of what we would have written.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from microsandbox.errors import ImageError
 from microsandbox.image.digests import hex_of, is_digest
+from microsandbox.vmm.architecture import host_architecture
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -37,10 +37,8 @@ class Platform:
     @classmethod
     def host(cls) -> Platform:
         """The platform of this machine's guests."""
-        machine = platform.machine().lower()
-        if machine in ("aarch64", "arm64"):
-            return cls("linux", "arm64", "v8")
-        return cls("linux", {"x86_64": "amd64", "amd64": "amd64"}.get(machine, machine))
+        architecture = host_architecture().oci
+        return cls("linux", architecture, "v8" if architecture == "arm64" else None)
 
     def __str__(self) -> str:
         return f"{self.os}/{self.architecture}"
@@ -153,10 +151,9 @@ def select(descriptors: Iterable[Descriptor], wanted: Platform) -> Descriptor | 
     for entry in descriptors:
         if entry.platform is None or entry.is_attestation or not entry.platform.runs(wanted):
             continue
-        if entry.platform.variant == wanted.variant:
-            rank = 0
-        else:
-            rank = 1 if entry.platform.variant is None else 2
+        preferred = (wanted.variant, None)
+        variant = entry.platform.variant
+        rank = preferred.index(variant) if variant in preferred else len(preferred)
         if best is None or rank < best[0]:
             best = rank, entry
     return best[1] if best else None
@@ -213,7 +210,7 @@ class _Object:
     def _check_texts(self, key: str, texts: Iterable[str]) -> None:
         """Texts become arguments, variables and database values: no NUL, nothing that is not Unicode."""
         for text in texts:
-            if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
                 raise ImageError(f"{self.what}: {key} has characters that no text may have: {_shown(text)}")
 
     def items(self, key: str) -> list[Any]:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microsandbox.errors import ImagePullFailedError
@@ -19,7 +18,7 @@ from microsandbox.image.blobs import BlobStore
 from microsandbox.image.documents import Descriptor
 from microsandbox.image.materialize import disk_error
 from microsandbox.image.progress import Steps
-from microsandbox.image.registry import Registry, TransientError
+from microsandbox.image.registry import RefusedError, Registry, TransientError
 from microsandbox.image.streams import file_chunks, write_at
 from microsandbox.image.tasks import StopSignal, in_thread, locked
 
@@ -57,8 +56,10 @@ async def download_blob(
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 part = _Part(fd, descriptor, report)
-                await _fetch(registry, repository, part, path)
+                await _fetch(registry, repository, part)
             finally:
+                if not os.fstat(fd).st_size and descriptor.size:
+                    path.unlink(missing_ok=True)
                 os.close(fd)
             path.rename(blobs.blob(descriptor.digest))
         except OSError as error:
@@ -117,7 +118,7 @@ class _Part:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-async def _fetch(registry: Registry, repository: str, part: _Part, path: Path) -> None:
+async def _fetch(registry: Registry, repository: str, part: _Part) -> None:
     await part.inherit()
     failures = connections = 0
     while True:
@@ -137,7 +138,7 @@ async def _fetch(registry: Registry, repository: str, part: _Part, path: Path) -
         if found == part.descriptor.digest:
             return
         if not part.inherited:
-            path.unlink(missing_ok=True)
+            part.restart()
             raise ImagePullFailedError(
                 f"digest mismatch for layer {part.descriptor.digest}: "
                 f"expected {part.descriptor.digest}, got {found}"
@@ -153,8 +154,8 @@ async def _transfer(registry: Registry, repository: str, part: _Part) -> None:
             if part.size and not _continues(response, part.size):
                 part.restart()
             await _receive(registry, repository, part, response)
-    except ImagePullFailedError as error:
-        if part.size and "416 " in error.detail:
+    except RefusedError as error:
+        if part.size and error.status == 416:
             part.restart()
             raise TransientError("the registry does not resume there") from error
         raise
@@ -163,11 +164,13 @@ async def _transfer(registry: Registry, repository: str, part: _Part) -> None:
 
 
 async def _receive(registry: Registry, repository: str, part: _Part, response: httpx.Response) -> None:
-    batch = bytearray()
+    batch, oversized = bytearray(), False
     try:
         async for chunk in response.aiter_raw():
             batch += chunk
             if part.size + len(batch) > part.descriptor.size:
+                oversized = True
+                part.restart()
                 raise registry.failure(
                     repository,
                     f"blob {part.descriptor.digest} is larger than the {part.descriptor.size} bytes "
@@ -178,7 +181,7 @@ async def _receive(registry: Registry, repository: str, part: _Part, response: h
                 await part.append(data)
     finally:
         # A connection that broke, or a cancelled pull, leaves what had come for the next try.
-        if batch and part.size + len(batch) <= part.descriptor.size:
+        if batch and not oversized:
             await part.append(bytes(batch))
 
 

@@ -161,9 +161,7 @@ def _counted(chunks: Iterator[bytes], steps: Steps) -> Generator[bytes]:
         steps.add(len(chunk))
 
 
-async def pack_layers(
-    layers: Sequence[tuple[str, LayerContent]], target: Path, reporter: Reporter
-) -> int:
+async def pack_layers(layers: Sequence[tuple[str, LayerContent]], target: Path, reporter: Reporter) -> int:
     """Merge the layers, bottom first and each with its name, into the block image ``target``.
 
     Returns its size in bytes. Raises ImageError, IoError, PrerequisiteError; ``target`` is not there then.
@@ -192,3 +190,16 @@ async def pack_layers(
 def disk_error(what: str, error: OSError) -> IoError:
     """One sentence for a disk that is full, read-only or broken."""
     return IoError(f"{what}: {error.strerror} (os error {error.errno})")
+
+
+async def sync(path: Path) -> None:
+    """Bring a finished file to the disk: one that a power loss emptied would still have its row."""
+
+    def work(_: StopSignal) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    await in_thread(work)

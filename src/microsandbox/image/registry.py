@@ -14,8 +14,8 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,14 @@ class TransientError(Exception):
     def __init__(self, detail: str, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class RefusedError(ImagePullFailedError):
+    """The registry said no, with this HTTP status."""
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -193,24 +201,17 @@ class Registry:
                 elif response.status_code >= 400:
                     raise await self._refusal(repository, path, response)
                 else:
-                    try:
+                    with _transport_errors():
                         yield response
-                    except Exception as error:
-                        raise _transient(error) or error  # a body that broke off may come whole next time
                     return
             finally:
                 await response.aclose()
 
     async def _send(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
         assert self._client is not None
-        try:
+        with _transport_errors(_origin(url)):
             request = self._client.build_request("GET", url, headers=dict(headers))
             return await self._client.send(request, stream=True)
-        except Exception as error:
-            lasting = _certificate_failure(error)
-            if lasting is not None:
-                raise ImagePullFailedError(f"registry error: {_origin(url)}: {lasting}") from error
-            raise _transient(error) or error from error
 
     async def _endpoint(self, repository: str) -> str:
         """Where the API is: https, or http for a loopback registry that has no TLS."""
@@ -269,7 +270,7 @@ class Registry:
             detail += f": {reason}"
         if status == 429 or status >= 500:
             return TransientError(detail, _retry_after(response.headers.get("Retry-After")))
-        return self.failure(repository, detail)
+        return RefusedError(f"registry error: {self.host}/{repository}: {detail}", status)
 
 
 def is_loopback(host: str) -> bool:
@@ -322,12 +323,21 @@ def _origin(url: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def _transient(error: Exception) -> TransientError | None:
+@contextmanager
+def _transport_errors(origin: str = "") -> Iterator[None]:
+    """httpx's errors as ours: lasting ones of this registry, transient all others."""
     import httpx
 
-    if isinstance(error, httpx.HTTPError):
-        return TransientError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-    return None
+    try:
+        yield
+    except httpx.InvalidURL as error:
+        raise ImagePullFailedError(f"registry error: {origin}: unusable address: {error}") from error
+    except httpx.HTTPError as error:
+        lasting = _certificate_failure(error)
+        if lasting is not None:
+            raise ImagePullFailedError(f"registry error: {origin}: {lasting}") from error
+        name = type(error).__name__
+        raise TransientError(f"{name}: {error}" if str(error) else name) from error
 
 
 def _certificate_failure(error: BaseException | None) -> str | None:
@@ -366,11 +376,9 @@ def _reason(content: bytes) -> str:
 async def _bounded(response: httpx.Response, limit: int, what: str) -> bytes:
     """The whole body. Raises ImageError when it is larger than ``limit``, TransientError when it breaks."""
     content = bytearray()
-    try:
+    with _transport_errors():
         async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > limit:
                 raise ImagePullFailedError(f"registry error: {what} is larger than {limit} bytes")
-    except Exception as error:
-        raise _transient(error) or error from error
     return bytes(content)

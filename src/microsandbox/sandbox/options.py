@@ -5,13 +5,13 @@ They are converted in the documented order and the first error wins. None is alw
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from microsandbox.arguments import flag, nearest, parameter, seconds, text, text_list, text_map, whole
-from microsandbox.network import options as network_options
 from microsandbox.sandbox import unsupported
 from microsandbox.sandbox.mounts import TmpfsMount, parse_volumes, with_implicit_tmp
 from microsandbox.sandbox.rootfs import OciImage, root_image
@@ -176,6 +176,17 @@ def _log_level(value: object) -> str:
     return name.lower()
 
 
+def _by_network(option: str) -> Callable[[Any], None]:
+    """The check of an option about the network; its modules are loaded for those who use one."""
+
+    def check(value: Any) -> None:
+        from microsandbox.network import options
+
+        getattr(options, option)(value)
+
+    return check
+
+
 #: What makes a value of each keyword, in the documented order; image= and snapshot= come before them.
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "memory": whole,
@@ -190,8 +201,8 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "init": unsupported.init,
     "replace": flag,
     "replace_with_timeout": lambda value: seconds(value, "replace_with_timeout"),
-    "max_duration": lambda value: int(seconds(value, "max_duration")),
-    "idle_timeout": lambda value: int(seconds(value, "idle_timeout")),
+    "max_duration": lambda value: math.ceil(seconds(value, "max_duration")),
+    "idle_timeout": lambda value: math.ceil(seconds(value, "idle_timeout")),
     "env": text_map,
     "labels": text_map,
     "scripts": text_map,
@@ -200,9 +211,9 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "registry_auth": unsupported.registry_auth,
     "volumes": parse_volumes,
     "patches": unsupported.patches,
-    "ports": network_options.ports,
-    "network": network_options.network,
-    "secrets": network_options.secrets,
-    "on_secret_violation": network_options.on_secret_violation,
+    "ports": _by_network("ports"),
+    "network": _by_network("network"),
+    "secrets": _by_network("secrets"),
+    "on_secret_violation": _by_network("on_secret_violation"),
     "detached": flag,
 }

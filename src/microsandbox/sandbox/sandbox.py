@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -14,6 +14,7 @@ from microsandbox.arguments import parameter, text, text_map
 from microsandbox.errors import AgentClientError, MicrosandboxError, NotSupportedYetError
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox.awaitable import AwaitableFlag, AwaitableText
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.exec_options import ExecKeywords, ExecOptions, exec_request, parse_exec, parse_shell
 from microsandbox.sandbox.fs import SandboxFsOps
@@ -29,26 +30,6 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.pull_session import PullSession
     from microsandbox.sandbox.ssh import SandboxSshOps
     from microsandbox.types import ExecOutput, LogEntry, LogReadSource, SandboxMetrics
-
-
-class AwaitableText(str):
-    """A text that may also be awaited, as microsandbox's ``await sandbox.name`` is."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, str]:
-        return str(self)
-        yield
-
-
-class AwaitableFlag(int):
-    """A truth value that may also be awaited."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, bool]:
-        return bool(self)
-        yield
 
 
 class Sandbox:

@@ -46,7 +46,7 @@ def test_none_is_always_the_default(home, parse):
         ("user", "www:www", "user", "www:www"),
         ("entrypoint", ["a", "b"], "entrypoint", ("a", "b")),
         ("entrypoint", (), "entrypoint", ()),
-        ("max_duration", 1.9, "max_duration_secs", 1),
+        ("max_duration", 1.1, "max_duration_secs", 2),
         ("idle_timeout", 0, "idle_timeout_secs", 0),
         ("env", {"B": "2", "A": "1"}, "env", (("B", "2"), ("A", "1"))),
         ("labels", {"k": ""}, "labels", {"k": ""}),

@@ -1,4 +1,4 @@
-"""The stored configuration: the documented JSON, what is read back is what was written, nothing is guessed."""
+"""The stored configuration: the documented JSON; what is read back is what was written, without a guess."""
 
 import json
 from dataclasses import replace

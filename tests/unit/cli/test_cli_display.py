@@ -54,7 +54,8 @@ def started(code, **variables):
     }
     env.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True,
+        [sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, env=env,
+        start_new_session=True,
         preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # the first terminal becomes ours
     )  # fmt: skip
     return process, master, slave

@@ -1,0 +1,41 @@
+/* From the kernel's first program to core.ready. */
+#ifndef BOOT_H
+#define BOOT_H
+
+#include "agent.h"
+#include "boot_config.h"
+
+/* Opens the port: everything before it knows the sandbox. A template is taken when it has said hello. */
+void boot_start(struct agent *);
+/* Learns which sandbox this is, makes it so, and says ready. */
+void boot_finish(struct agent *);
+
+/* Says why on the port and the console, and powers off. `stage` is one of those of core.boot.failed. */
+_Noreturn void boot_fail(struct agent *, const char *stage, int number, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* A file that appears when a driver has found its device. False: not within `seconds`. */
+bool wait_for_device(int uevents, const char *path, int seconds);
+
+/* mount.c */
+void mount_initial(struct agent *);
+void mount_root(struct agent *, const struct boot_config *, int uevents);
+void mount_system(struct agent *);
+void mount_tmpfs(struct agent *, const struct boot_config *);
+bool make_path(char *path);
+
+/* identity.c */
+void set_identity(struct agent *, const struct boot_config *);
+void install_scripts(struct agent *, const struct boot_config *);
+void loopback_up(void);
+
+/* unique.c */
+void add_entropy(struct agent *, struct cbor_string entropy);
+bool set_clock(uint64_t unix_time_nanos);
+void correct_clock(uint64_t unix_time_nanos); /* when it is off by more than 100 ms */
+
+/* power.c */
+_Noreturn void power_off(struct agent *);
+void settle_disks(struct agent *); /* every process but this one is killed, then all is written */
+
+#endif

@@ -1,0 +1,182 @@
+/* Decoding and checking of core.boot.config; pure, so that it can be fuzzed. */
+#include "boot_config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_HOSTNAME = 64, MACHINE_ID = 32, MAX_COMPONENT = 255, MAX_PATH = 4096 };
+
+static char *optional_text(struct cbor *in, struct strings *strings)
+{
+    return cbor_null(in) ? NULL : strings_add(strings, cbor_text(in));
+}
+
+static void read_root(struct cbor *in, struct boot_config *config, struct strings *strings)
+{
+    struct cbor_level map = cbor_enter_map(in);
+    while (cbor_more(in, &map)) {
+        struct cbor_string key = cbor_text(in);
+        if (cbor_equal(key, "lower"))
+            config->lower = optional_text(in, strings);
+        else if (cbor_equal(key, "lower_fstype"))
+            config->lower_type = optional_text(in, strings);
+        else if (cbor_equal(key, "upper"))
+            config->upper = optional_text(in, strings);
+        else if (cbor_equal(key, "upper_fstype"))
+            config->upper_type = optional_text(in, strings);
+        else
+            cbor_skip(in);
+    }
+}
+
+static bool is_usable_path(const char *path)
+{
+    if (path == NULL || path[0] != '/' || path[1] == '\0' || strlen(path) >= MAX_PATH)
+        return false;
+    for (const char *part = path; part != NULL; part = strchr(part + 1, '/'))
+        if (strcmp(part, "/..") == 0 || strncmp(part, "/../", 4) == 0)
+            return false;
+    return true;
+}
+
+static void read_tmpfs(struct cbor *in, struct boot_config *config, struct strings *strings)
+{
+    struct cbor_level array = cbor_enter_array(in);
+    while (cbor_more(in, &array)) {
+        char *path = NULL;
+        uint64_t size = 0;
+        struct cbor_level map = cbor_enter_map(in);
+        while (cbor_more(in, &map)) {
+            struct cbor_string key = cbor_text(in);
+            if (cbor_equal(key, "path"))
+                path = optional_text(in, strings);
+            else if (cbor_equal(key, "size_mib"))
+                size = cbor_null(in) ? 0 : cbor_uint(in);
+            else
+                cbor_skip(in);
+        }
+        if (!is_usable_path(path))
+            cbor_fail(in, "the path of a tmpfs must be absolute, not / and without ..");
+        else if (config->tmpfs_count == MAX_TMPFS)
+            cbor_fail(in, "too many tmpfs mounts");
+        if (in->bad != NULL)
+            return;
+        config->tmpfs[config->tmpfs_count].path = path;
+        config->tmpfs[config->tmpfs_count++].size_mib = size;
+    }
+}
+
+static bool is_file_name(const char *name)
+{
+    return name != NULL && name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0 && strlen(name) <= MAX_COMPONENT;
+}
+
+static void read_scripts(struct cbor *in, struct boot_config *config, struct strings *strings)
+{
+    struct cbor_level array = cbor_enter_array(in);
+    while (cbor_more(in, &array)) {
+        struct boot_script script = {NULL, {NULL, 0}};
+        struct cbor_level map = cbor_enter_map(in);
+        while (cbor_more(in, &map)) {
+            struct cbor_string key = cbor_text(in);
+            if (cbor_equal(key, "name"))
+                script.name = optional_text(in, strings);
+            else if (cbor_equal(key, "content"))
+                script.content = cbor_bytes(in);
+            else
+                cbor_skip(in);
+        }
+        if (!is_file_name(script.name))
+            cbor_fail(in, "the name of a script must be one path component");
+        else if (config->script_count == MAX_SCRIPTS)
+            cbor_fail(in, "too many scripts");
+        if (in->bad != NULL)
+            return;
+        config->scripts[config->script_count++] = script;
+    }
+}
+
+static void read_env(struct cbor *in, struct boot_config *config, struct strings *strings)
+{
+    struct cbor_level array = cbor_enter_array(in);
+    while (cbor_more(in, &array))
+        list_add(&config->env, strings_add(strings, cbor_text(in)), MAX_ENV);
+    if (config->env.failed)
+        cbor_fail(in, "too many environment variables");
+}
+
+static void read_field(struct cbor *in, struct cbor_string key, struct boot_config *config, struct strings *strings)
+{
+    if (cbor_null(in))
+        return;
+    if (cbor_equal(key, "hostname"))
+        config->hostname = strings_add(strings, cbor_text(in));
+    else if (cbor_equal(key, "machine_id"))
+        config->machine_id = strings_add(strings, cbor_text(in));
+    else if (cbor_equal(key, "user"))
+        config->user = strings_add(strings, cbor_text(in));
+    else if (cbor_equal(key, "root"))
+        read_root(in, config, strings);
+    else if (cbor_equal(key, "tmpfs"))
+        read_tmpfs(in, config, strings);
+    else if (cbor_equal(key, "scripts"))
+        read_scripts(in, config, strings);
+    else if (cbor_equal(key, "env"))
+        read_env(in, config, strings);
+    else if (cbor_equal(key, "rlimits"))
+        config->limit_count = limits_decode(in, config->limits);
+    else if (cbor_equal(key, "security_profile"))
+        config->restricted = cbor_equal(cbor_text(in), "restricted");
+    else if (cbor_equal(key, "unix_time_nanos"))
+        config->unix_time_nanos = cbor_uint(in);
+    else if (cbor_equal(key, "entropy"))
+        config->entropy = cbor_bytes(in);
+    else
+        cbor_skip(in);
+}
+
+static bool is_hostname(const char *name)
+{
+    if (name == NULL || name[0] == '\0' || strlen(name) > MAX_HOSTNAME)
+        return false;
+    for (; *name != '\0'; name++)
+        if ((unsigned char)*name <= ' ' || *name == '/' || *name == 0x7f)
+            return false;
+    return true;
+}
+
+static bool is_machine_id(const char *id)
+{
+    return id == NULL || (strlen(id) == MACHINE_ID && strspn(id, "0123456789abcdef") == MACHINE_ID);
+}
+
+static void check(struct cbor *in, const struct boot_config *config, const struct strings *strings)
+{
+    if (in->bad != NULL)
+        return;
+    if (strings->has_nul)
+        cbor_fail(in, "a string contains a NUL byte");
+    else if (!is_hostname(config->hostname))
+        cbor_fail(in, "the hostname must have 1 to 64 characters, none of them a space, control character or /");
+    else if (!is_machine_id(config->machine_id))
+        cbor_fail(in, "the machine id must be 32 lower-case hexadecimal digits");
+    else if (config->lower == NULL || config->lower_type == NULL || config->upper == NULL || config->upper_type == NULL)
+        cbor_fail(in, "root needs lower, lower_fstype, upper and upper_fstype");
+}
+
+const char *boot_config_decode(struct cbor *in, struct boot_config *config)
+{
+    struct strings strings;
+    *config = (struct boot_config){.hostname = NULL};
+    if (!strings_init(&strings, in))
+        return "out of memory";
+    config->strings = strings.block;
+    struct cbor_level map = cbor_enter_map(in);
+    while (cbor_more(in, &map)) {
+        struct cbor_string key = cbor_text(in);
+        read_field(in, key, config, &strings);
+    }
+    check(in, config, &strings);
+    return in->bad;
+}

@@ -1,0 +1,38 @@
+/* core.boot.config: what makes a booted guest this sandbox. */
+#ifndef BOOT_CONFIG_H
+#define BOOT_CONFIG_H
+
+#include "limits.h"
+#include "strlist.h"
+
+enum { MAX_TMPFS = 64, MAX_SCRIPTS = 512, MAX_ENV = 4096 };
+
+struct boot_script {
+    char *name;
+    struct cbor_string content; /* lies in the message */
+};
+
+struct boot_config {
+    char *hostname, *machine_id;
+    char *user; /* NULL: root */
+    char *lower, *lower_type, *upper, *upper_type;
+    struct {
+        char *path;
+        uint64_t size_mib; /* 0: the kernel's default */
+    } tmpfs[MAX_TMPFS];
+    unsigned tmpfs_count;
+    struct boot_script scripts[MAX_SCRIPTS];
+    unsigned script_count;
+    struct list env;
+    struct limit limits[MAX_LIMITS];
+    unsigned limit_count;
+    bool restricted;
+    uint64_t unix_time_nanos;
+    struct cbor_string entropy; /* lies in the message */
+    char *strings;
+};
+
+/* Returns NULL, or why it cannot be used. Both `env.items` and `strings` are the caller's to free. */
+const char *boot_config_decode(struct cbor *payload, struct boot_config *);
+
+#endif
