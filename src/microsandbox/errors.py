@@ -39,9 +39,13 @@ from typing import ClassVar
 
 
 class MicrosandboxError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. Can be pickled."""
 
     code: ClassVar[str] = "microsandbox-error"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would call __init__ with the finished message.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class InvalidConfigError(MicrosandboxError):
@@ -241,3 +245,12 @@ class VmmError(MicrosandboxError):
     """QEMU cannot be started, or failed; the message ends with the last lines of its reason."""
 
     code = "vmm-error"
+
+
+def _restore(
+    kind: type[MicrosandboxError], args: tuple[object, ...], attributes: dict[str, object]
+) -> object:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

@@ -118,7 +118,7 @@ async def test_a_client_that_does_not_read_harms_nobody(busybox, name, session_h
         assert (await asyncio.wait_for(sandbox.exec("echo", ["alive"]), 10)).stdout_text == "alive\n"
         writer.transport.abort()
         await asyncio.sleep(0.2)
-        output = await sandbox.shell("pgrep cat || echo none")
+        output = await sandbox.shell("ps | grep '[c]at /dev/zero' || echo none")
         assert output.stdout_text == "none\n", "its commands end with it"
 
 

@@ -69,11 +69,11 @@ async def test_a_failing_start_is_the_only_event_of_a_stream(sandbox):
 
 
 async def test_environment(sandbox):
-    output = await sandbox.exec("env", env={"MINE": "1", "PATH": "/bin"})
+    output = await sandbox.exec("env", env={"MINE": "1", "PATH": "/bin:/usr/bin"})
     values = dict(line.split("=", 1) for line in output.stdout_text.splitlines())
     assert values["MINE"] == "1"
     assert values["FROM_SANDBOX"] == "yes"
-    assert values["PATH"] == "/.msb/scripts:/bin"
+    assert values["PATH"] == "/.msb/scripts:/bin:/usr/bin"
     assert values["HOME"] == "/root"
 
 
@@ -190,7 +190,7 @@ async def test_a_killed_command_takes_its_children_along(sandbox):
     async for event in handle:
         if event.event_type == "stdout":
             await handle.kill()
-    assert (await sh(sandbox, "pgrep -f 'sleep 432[1]'")).exit_code == 1
+    assert (await sh(sandbox, "ps | grep 'sleep 432[1]'")).exit_code == 1
 
 
 async def test_timeout_kills_and_says_so(sandbox):
@@ -198,7 +198,7 @@ async def test_timeout_kills_and_says_so(sandbox):
     with pytest.raises(ExecTimeoutError, match=r"^exec timed out after 500ms$"):
         await sandbox.exec("sleep", ["4322"], timeout=0.5)
     assert time.monotonic() - started < 5
-    assert (await sh(sandbox, "pgrep -f 'sleep 432[2]'")).exit_code == 1
+    assert (await sh(sandbox, "ps | grep 'sleep 432[2]'")).exit_code == 1
 
 
 async def test_limits(sandbox):

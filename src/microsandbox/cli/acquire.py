@@ -9,7 +9,7 @@ from microsandbox.cli import output
 from microsandbox.cli.interrupts import Signals
 from microsandbox.cli.pull_display import PullDisplay
 from microsandbox.cli.spinner import spinner
-from microsandbox.errors import ImageError, MicrosandboxError
+from microsandbox.errors import ImageError, ImageNotFoundError, MicrosandboxError
 from microsandbox.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:
     reference = oci.get("reference") if isinstance(oci, dict) else None
     if digest is None or not isinstance(reference, str):
         return
-    if any(image.manifest_digest == digest for image in await Image.list()):
+    if _is_stored(digest):
         return
     try:
         with PullDisplay(reference, quiet=quiet) as display:
@@ -79,6 +79,17 @@ async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:
             f"sandbox '{handle.name}' cannot start: its image {reference} ({digest}) is not in the cache and "
             f"cannot be pulled again: {error.detail}"
         ) from error
+
+
+def _is_stored(digest: str) -> bool:
+    """Whether the image is there, under whatever name or none."""
+    from microsandbox.image.public import image_store
+
+    try:
+        image_store().by_digest(digest)
+    except ImageNotFoundError:
+        return False
+    return True
 
 
 def pinned(reference: str, digest: str) -> str:

@@ -16,7 +16,6 @@ def later(long: str, short: str | None = None, value: str | None = None, *, repe
 #: They name or replace a sandbox, or concern this invocation only; the rest shape what is created.
 IDENTITY = (
     Option("name", "n", "NAME", "Name of the sandbox; without one it is thrown away after `run`"),
-    Option("label", None, "KEY[=VALUE]", "Label to find it by", True, values.label),
     Option("replace", help="Replace an existing sandbox of that name"),
     Option(
         "replace-with-timeout",
@@ -30,6 +29,7 @@ IDENTITY = (
 
 #: Their presence is what `run` warns about when the sandbox exists already.
 CREATION = (
+    Option("label", None, "KEY[=VALUE]", "Label to find it by", True, values.label),
     Option("cpus", "c", "N", "Virtual CPUs", convert=values.count),
     Option("memory", "m", "SIZE", "Memory, e.g. 512M or 1G", convert=values.size),
     Option("tmpfs", None, "PATH[:SIZE][:OPTIONS]", "File system in memory", True, values.tmpfs),

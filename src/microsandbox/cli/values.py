@@ -6,6 +6,7 @@ reason that already starts with the option's name stays as it is.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -31,11 +32,8 @@ def duration(text: str) -> float:
 
 
 def whole_seconds(text: str) -> int:
-    """Seconds of a limit, which is kept in whole seconds; less than one would mean none at all."""
-    seconds = parse_duration(text)
-    if 0 < seconds < 1:
-        raise ValueError(f'duration "{text}" is shorter than a second')
-    return int(seconds)
+    """Seconds of a limit, which is kept in whole seconds: rounded up, as none at all would mean no limit."""
+    return math.ceil(parse_duration(text))
 
 
 def count(text: str) -> int:

@@ -151,8 +151,10 @@ async def _transfer(registry: Registry, repository: str, part: _Part) -> None:
     headers = {"Range": f"bytes={part.size}-"} if part.size else {}
     try:
         async with registry.get(repository, f"blobs/{part.descriptor.digest}", headers) as response:
-            if part.size and not _continues(response, part.size):
+            if not _starts_at(response, part.size):
                 part.restart()
+                if response.status_code == 206:
+                    raise TransientError("the registry sent another range than was asked for")
             await _receive(registry, repository, part, response)
     except RefusedError as error:
         if part.size and error.status == 416:
@@ -185,7 +187,9 @@ async def _receive(registry: Registry, repository: str, part: _Part, response: h
             await part.append(bytes(batch))
 
 
-def _continues(response: httpx.Response, offset: int) -> bool:
-    """Whether the answer starts at the offset; a server may send the whole instead."""
+def _starts_at(response: httpx.Response, offset: int) -> bool:
+    """Whether the body starts at the offset; a server may send the whole instead of a range."""
+    if response.status_code != 206:
+        return offset == 0
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return response.status_code == 206 and match is not None and int(match[1]) == offset
+    return match is not None and int(match[1]) == offset

@@ -46,6 +46,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: How much of an error answer is read, in bytes, and shown, in characters.
 _MAX_ERROR_BYTES, _MAX_ERROR_TEXT = 8192, 200
 _CONNECT_SECONDS, _READ_SECONDS = 15.0, 30.0
+#: How long a loopback registry may take to show that it speaks TLS: a plain one may just wait for more.
+_PROBE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,13 @@ class Registry:
             finally:
                 await response.aclose()
 
-    async def _send(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+    async def _send(
+        self, url: str, headers: Mapping[str, str], *, seconds: float | None = None
+    ) -> httpx.Response:
         assert self._client is not None
         with _transport_errors(_origin(url)):
-            request = self._client.build_request("GET", url, headers=dict(headers))
+            timeout = self._client.timeout if seconds is None else seconds
+            request = self._client.build_request("GET", url, headers=dict(headers), timeout=timeout)
             return await self._client.send(request, stream=True)
 
     async def _endpoint(self, repository: str) -> str:
@@ -219,7 +224,7 @@ class Registry:
             secure = f"https://{self._authority}"
             if self._loopback and self._ca_certs is None:
                 try:
-                    response = await self._send(f"{secure}/v2/", {})
+                    response = await self._send(f"{secure}/v2/", {}, seconds=_PROBE_SECONDS)
                     await response.aclose()
                 except TransientError:
                     secure = f"http://{self._authority}"

@@ -95,12 +95,16 @@ def _sqfstar(target: Path, stop: StopSignal) -> Iterator[int]:
 
 
 def _failure(status: int, target: Path, complaints: bytes) -> Exception:
-    reason = tools.last_lines(complaints, 3) or "it printed no reason"
-    if status < 0:
+    reason = tools.last_lines(complaints, 3).replace("\n", "; ") or "it printed no reason"
+    if status == -signal.SIGXFSZ:
+        reason = os.strerror(errno.EFBIG)
+    elif status < 0:
         reason = f"{signal.Signals(-status).name}: {reason}"
-    full = os.strerror(errno.ENOSPC) in reason or os.strerror(errno.EFBIG) in reason
-    if full or status == -signal.SIGXFSZ:
-        return IoError(f"the image cannot be packed in {target.parent}, free some space there ({reason})")
+    for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if os.strerror(code) in reason:
+            return IoError(
+                f"the image cannot be packed in {target.parent}: {os.strerror(code)} (os error {code})"
+            )
     return ImageError(f"sqfstar failed to pack the image: {reason}")
 
 

@@ -113,7 +113,8 @@ class ImageStore:
         """Load every image of an archive, and return the references they have now.
 
         ``source`` is a file of ``docker save`` or an OCI layout (tar, also gzip or zstd compressed), a
-        directory with an OCI layout, or a binary stream. ``tags`` are further names of the first image.
+        directory with an OCI layout, or a binary stream (whose reads, when they block, hold up a
+        cancellation). ``tags`` are further names of the first image.
         Raises ImageError, IoError, PrerequisiteError; a failing load changes nothing.
         """
         from microsandbox.image.load import Loader

@@ -130,6 +130,8 @@ class ProcessHandle:
         self.sandbox_name = sandbox_name
         self._held = _Held(_Child(pid), watchdog, reservation, staging)
         self._finalizer = weakref.finalize(self, self._held.drop)
+        # At the owner's exit the kernel closes the pipe of an attached one; a detached one lives on.
+        self._finalizer.atexit = False
 
     def kill(self) -> None:
         """SIGKILL. Raises ProcessLookupError once the process is gone."""

@@ -237,8 +237,9 @@ class SandboxFsOps:
 
     async def copy_from_host(self, host_path: str, guest_path: str) -> None:
         """Copy one regular file into the guest. Raises IoError for the host's side."""
+        source = parameter("host_path", plain_text, host_path)
         try:
-            file = await asyncio.to_thread(open, parameter("host_path", plain_text, host_path), "rb")
+            file = await asyncio.to_thread(open, source, "rb", opener=_without_waiting)
         except OSError as error:
             raise _host_error(error) from error
         with file:
@@ -253,7 +254,9 @@ class SandboxFsOps:
 
         Raises IoError for the host's side.
         """
-        target = Path(parameter("host_path", plain_text, host_path))
+        target = Path(os.path.realpath(parameter("host_path", plain_text, host_path)))
+        if target.exists() and not target.is_file():
+            raise IoError(f"not a regular file: {host_path}")
         partial = partial_path(target)
         stream = await self.read_stream(guest_path)
         try:
@@ -305,6 +308,11 @@ def _kind(info: Mapping[str, Any]) -> FsEntryKind:
 def _milliseconds(info: Mapping[str, Any]) -> float | None:
     seconds = integer(info, "modified")
     return None if seconds is None else seconds * 1000.0
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener for open(): a FIFO would wait for its writer otherwise."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _host_error(error: OSError) -> IoError:

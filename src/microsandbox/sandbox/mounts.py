@@ -12,6 +12,8 @@ from microsandbox.errors import InvalidConfigError, NotSupportedYetError
 
 #: Upper bound of the tmpfs that a guest gets on /tmp, in MiB; the other bound is a quarter of its memory.
 MAX_IMPLICIT_TMP_MIB = 512
+#: The agent's bound.
+MAX_MOUNTS = 64
 
 _FLAGS = ("readonly", "noexec", "nosuid", "nodev")
 _KEYS = frozenset(
@@ -55,6 +57,8 @@ def with_implicit_tmp(mounts: tuple[TmpfsMount, ...], memory_mib: int) -> tuple[
 
 def validate_mounts(mounts: tuple[TmpfsMount, ...]) -> None:
     """Raises InvalidConfigError for guest paths that cannot be mounted on."""
+    if len(mounts) > MAX_MOUNTS:
+        raise InvalidConfigError(f"{len(mounts)} mounts are too many (max {MAX_MOUNTS})")
     seen = set()
     for mount in mounts:
         guest = mount.guest
@@ -63,6 +67,8 @@ def validate_mounts(mounts: tuple[TmpfsMount, ...]) -> None:
         place = posixpath.normpath(guest).lstrip("/")
         if not place:
             raise InvalidConfigError("cannot mount a volume at guest root /")
+        if ".." in guest.split("/"):
+            raise InvalidConfigError(f"guest mount path must not contain '..': {guest}")
         if any(character in guest for character in ":;,"):
             raise InvalidConfigError(f"guest mount path must not contain ':', ';', or ',': {guest}")
         if "\0" in guest:

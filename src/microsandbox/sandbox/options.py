@@ -73,6 +73,11 @@ class CreateKeywords(TypedDict, total=False):
     detached: bool | None
 
 
+def forbidden_in_hostname(letter: str) -> bool:
+    """What neither the guest's kernel nor /etc/hosts could hold in a name."""
+    return letter <= " " or letter in "/\x7f"
+
+
 @dataclass(frozen=True)
 class SandboxConfig:
     """What a sandbox is: everything that is stored with it and holds for each of its starts."""
@@ -99,8 +104,11 @@ class SandboxConfig:
 
     @property
     def guest_hostname(self) -> str:
-        """The host name, else the sandbox's name as far as Linux takes it for one."""
-        return self.hostname or self.name.encode()[:MAX_HOSTNAME_BYTES].decode("utf-8", "ignore")
+        """The host name, else the sandbox's name as far as it can be one."""
+        if self.hostname:
+            return self.hostname
+        plain = "".join("-" if forbidden_in_hostname(letter) else letter for letter in self.name)
+        return plain.encode()[:MAX_HOSTNAME_BYTES].decode("utf-8", "ignore")
 
 
 @dataclass(frozen=True)

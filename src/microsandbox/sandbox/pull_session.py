@@ -89,9 +89,9 @@ class PullSession:
         return self._task
 
     async def _create(self) -> Sandbox:
-        from microsandbox.sandbox import creation
-
         try:
+            from microsandbox.sandbox import creation
+
             return await creation.create(
                 self._context, self._options, self._progress.put, on_pulled=self._progress.end
             )

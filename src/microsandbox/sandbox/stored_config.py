@@ -8,7 +8,7 @@ without them, and a document that asks for one is refused rather than started wi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def _env_pair(entry: str) -> tuple[str, str] | None:
     return (key, value) if key and separator and "\0" not in entry else None
 
 
-def _words(words: list[str] | None) -> tuple[str, ...] | None:
+def _words(words: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(words) if words else None
 
 

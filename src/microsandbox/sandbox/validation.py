@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from microsandbox.errors import InvalidConfigError
 from microsandbox.sandbox.mounts import validate_mounts
-from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig
+from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig, forbidden_in_hostname
 from microsandbox.store.home import validate_name
 
 RESERVED_LABEL_PREFIXES = ("sandbox.", "microsandbox.", "service.")
 #: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
 MAX_SCRIPT_BYTES = 3 << 20
+#: The agent's bounds, said before anything is made.
+MAX_SCRIPTS, MAX_SCRIPT_NAME_BYTES = 512, 255
 
 
 def validate(config: SandboxConfig) -> None:
@@ -58,10 +60,12 @@ def _validate_env(env: Iterable[tuple[str, str]]) -> None:
 
 def _validate_scripts(scripts: Mapping[str, str]) -> None:
     """Only the last component of a name counts: it is the file below /.msb/scripts."""
+    if len(scripts) > MAX_SCRIPTS:
+        raise InvalidConfigError(f"{len(scripts)} scripts are too many (max {MAX_SCRIPTS})")
     seen: dict[str, str] = {}
     for name in scripts:
         base = posixpath.basename(name)
-        if base in ("", ".", "..") or "\0" in base:
+        if base in ("", ".", "..") or "\0" in base or len(base.encode()) > MAX_SCRIPT_NAME_BYTES:
             raise InvalidConfigError(f'script name "{name}" does not end in a file name')
         if base in seen:
             raise InvalidConfigError(f'scripts "{seen[base]}" and "{name}" would be the same file "{base}"')
@@ -79,4 +83,8 @@ def _validate_texts(config: SandboxConfig) -> None:
     if hostname is not None and len(hostname.encode()) > MAX_HOSTNAME_BYTES:
         raise InvalidConfigError(
             f"hostname is too long: {len(hostname.encode())} bytes (max {MAX_HOSTNAME_BYTES})"
+        )
+    if hostname is not None and (not hostname or any(map(forbidden_in_hostname, hostname))):
+        raise InvalidConfigError(
+            f"hostname must not be empty or contain spaces, control characters or '/': {hostname!r}"
         )

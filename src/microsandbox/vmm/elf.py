@@ -13,7 +13,7 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _NOTE = struct.Struct("<III")
-_PT_NOTE = 4
+_PT_LOAD, _PT_NOTE = 1, 4
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
@@ -59,6 +59,29 @@ def notes(data: bytes) -> Iterator[tuple[bytes, int]]:
             position += _NOTE.size
             yield content[position : position + owner_size].rstrip(b"\0"), kind
             position += _aligned(owner_size) + _aligned(size)
+
+
+def loaded_part(data: bytes) -> bytes:
+    """The file without what no loader needs: sections, zeros at the ends of segments, bytes after the last.
+
+    A segment in memory keeps its size, and loaders fill the rest with zeros. Raises ElfError.
+    """
+    header = _header(data)
+    result = bytearray(data)
+    end = header[5] + header[9] * header[10]
+    for index in range(header[10]):
+        position = header[5] + index * header[9]
+        program = list(_unpack(_PROGRAM, data, position))
+        offset, size = program[2], program[5]
+        if offset + size > len(data):
+            raise ElfError("a segment lies outside the file")
+        if program[0] == _PT_LOAD:
+            size = program[5] = len(data[offset : offset + size].rstrip(b"\0"))
+            _PROGRAM.pack_into(result, position, *program)
+        end = max(end, offset + size)
+    without_sections = (*header[1:6], 0, *header[7:11], 0, 0, 0)
+    _HEADER.pack_into(result, 0, data[:16], *without_sections)
+    return bytes(result[:end])
 
 
 def _aligned(size: int) -> int:

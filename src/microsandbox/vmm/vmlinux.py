@@ -31,6 +31,9 @@ def extract_kernel(image: bytes, machine: str) -> bytes:
     try:
         kernel = _unpacked(image)
         _check(kernel, machine)
+        if machine == "x86_64":
+            # QEMU reads all of it at every start. Debian's 6.1: 66 MB become 43 MB, 25 to 90 ms less.
+            kernel = elf.loaded_part(kernel)
     except (DecompressError, elf.ElfError) as error:
         raise KernelError(f"the kernel image cannot be unpacked: {error}") from error
     return kernel

@@ -24,7 +24,11 @@ def zstd(data, **options):
     return zstandard.ZstdCompressor(level=1, **options).compress(data)
 
 
-COMPRESSORS = {"gzip": gzip.compress, "zstd": zstd, "zstd with checksum": lambda d: zstd(d, write_checksum=True)}
+COMPRESSORS = {
+    "gzip": gzip.compress,
+    "zstd": zstd,
+    "zstd with checksum": lambda d: zstd(d, write_checksum=True),
+}
 
 
 @given(

@@ -57,7 +57,8 @@ def merged(*layers):
 def shape(tree):
     """``path: kind`` of everything, directories with a slash."""
     return {
-        path.decode(): "dir" if isinstance(node, Directory) else chr(node.member.type) for path, node in tree.walk()
+        path.decode(): "dir" if isinstance(node, Directory) else chr(node.member.type)
+        for path, node in tree.walk()
     }
 
 
@@ -177,7 +178,11 @@ def test_padding_without_end_stops_at_the_limit():
     endless = iter([tar(entry("a", b"")), *(bytes(1 << 20) for _ in range(200))])
     with pytest.raises(ValueError, match="total extracted size exceeded"):
         read_layer(
-            endless, False, -1, Budget(Limits(entries=10, total_bytes=1000, metadata_bytes=1000)), lambda: None
+            endless,
+            False,
+            -1,
+            Budget(Limits(entries=10, total_bytes=1000, metadata_bytes=1000)),
+            lambda: None,
         )
 
 
@@ -215,6 +220,9 @@ class Model:
     def __init__(self):
         self.nodes = {}
 
+    def is_dir(self, path):
+        return self.nodes.get(path, ("",))[0] == "dir"
+
     def below(self, path):
         return [other for other in self.nodes if other.startswith(f"{path}/") or not path]
 
@@ -224,16 +232,15 @@ class Model:
 
     def reachable(self, path):
         parts = path.split("/")[:-1]
-        return all(self.nodes.get("/".join(parts[: n + 1]), ("",))[0] == "dir" for n in range(len(parts)))
+        return all(self.is_dir("/".join(parts[: n + 1])) for n in range(len(parts)))
 
     def layer(self, operations, number):
         for kind, path in operations:
             if kind == "whiteout" and self.reachable(path):
                 self.remove_below(path)
                 self.nodes.pop(path, None)
-            elif kind == "opaque" and (not path or self.nodes.get(path, ("",))[0] == "dir"):
-                if not path or self.reachable(path):
-                    self.remove_below(path)
+            elif kind == "opaque" and (not path or (self.is_dir(path) and self.reachable(path))):
+                self.remove_below(path)
         for index, (kind, path) in enumerate(operations):
             if kind in ("file", "dir", "link"):
                 self.put(path, (kind, (number, index)))
@@ -242,10 +249,10 @@ class Model:
         parts = path.split("/")
         for depth in range(1, len(parts)):
             parent = "/".join(parts[:depth])
-            if self.nodes.get(parent, ("",))[0] != "dir":
+            if not self.is_dir(parent):
                 self.remove_below(parent)
                 self.nodes[parent] = ("dir", None)
-        if not (node[0] == "dir" and self.nodes.get(path, ("",))[0] == "dir"):
+        if not (node[0] == "dir" and self.is_dir(path)):
             self.remove_below(path)
         self.nodes[path] = node
 
@@ -335,7 +342,9 @@ def test_everything_arrives_in_the_block_image(spools, tmp_path):
 def test_the_root_is_roots_without_a_word_about_it_and_packing_is_repeatable(spools, tmp_path, monkeypatch):
     """squashfs-tools would take owner and time of who packs; ids that no file has are added."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1234")
-    data = tar(*(entry(f"f{n}", b"x" * n, uid=1000 + n, gid=77, xattrs={"user.n": b"%d" % n}) for n in range(3000)))
+    data = tar(
+        *(entry(f"f{n}", b"x" * n, uid=1000 + n, gid=77, xattrs={"user.n": b"%d" % n}) for n in range(3000))
+    )
     for name in ("one", "two"):
         tree = Tree()
         tree.apply(read(data, spools(data)))

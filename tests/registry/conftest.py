@@ -1,0 +1,89 @@
+"""Registries for the tests: a real one, and one that misbehaves on request."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "image"))
+
+from image_building import layout_files, new_store, write_layout
+from scripted_registry import ScriptedRegistry
+
+from microsandbox.image.registry import RetryPolicy
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def store(home):
+    """A store that does not wait long between tries."""
+    return new_store(home, retry=RetryPolicy(attempts=4, first=0.01, longest=0.05))
+
+
+@pytest.fixture
+def registry():
+    with ScriptedRegistry() as running:
+        yield running
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def real_registry(tmp_path_factory):
+    """The address of a docker-registry on the loopback interface."""
+    directory = tmp_path_factory.mktemp("registry")
+    port = free_port()
+    (directory / "config.yml").write_text(
+        "version: 0.1\n"
+        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        "log: {level: error}\n"
+    )
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", directory / "config.yml"], stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1).close()
+            break
+        assert process.poll() is None and time.monotonic() < deadline, (directory / "log").read_text()
+        time.sleep(0.02)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def push(real_registry, tmp_path):
+    """A function that pushes images with skopeo; it returns the reference."""
+
+    def push(name, *images, nested=False):
+        layout = write_layout(
+            tmp_path / f"push-{name.replace('/', '-')}", layout_files(*images, nested=nested)
+        )
+        subprocess.run(
+            [
+                "skopeo", "copy", "-q", "--insecure-policy", "--dest-tls-verify=false",
+                *(["--all"] if nested else []),
+                f"oci:{layout}:{images[0].name}", f"docker://{real_registry}/{name}:1",
+            ],
+            check=True,
+        )  # fmt: skip
+        return f"{real_registry}/{name}:1"
+
+    return push
