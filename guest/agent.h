@@ -17,7 +17,6 @@ enum {
     CLIENT_STEP = 33554431,       /* correlation ids of one relay client */
     MAX_CLIENTS = 128,
     SESSION_BUCKETS = 256,
-    DEADLINE_SLACK_NS = 1000000,
 };
 
 struct handle;
@@ -28,6 +27,8 @@ struct agent {
     struct watch children; /* a signalfd: SIGCHLD */
     int epoll;
     bool stopping;
+    bool urgent;            /* the agent has a real-time priority */
+    uint64_t busy_since_ns; /* without a pause; 0: it has just waited */
 
     struct session *sessions[SESSION_BUCKETS];
     struct session *run_first, *run_last; /* those that have something to do */
@@ -60,6 +61,12 @@ struct os_error {
     char text[96];
 };
 struct os_error os_error(int number);
+
+/*
+ * The agent has a real-time priority, so that it answers whatever load there is, a fork bomb included; but
+ * not while it moves data without a pause: then the guest's other processes have as much of the processor.
+ */
+void set_urgent(struct agent *, bool urgent);
 
 void console(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

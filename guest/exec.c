@@ -279,6 +279,7 @@ static void start_command(struct agent *agent, uint32_t id, const struct exec_re
     exec->input.watch.fd = exec->output[0].fd = exec->output[1].fd = -1;
     exec->finished = true; /* until there is a process */
     bool watched = adopt(agent, exec, stdio);
+    set_urgent(agent, true);
     pid_t pid = watched ? spawn_command(spawn) : -1;
     if (pid < 0) {
         if (!watched)

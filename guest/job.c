@@ -15,7 +15,7 @@ static void become_ordinary(int report)
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    scheduling_reset();
+    scheduling_normal();
     setsid();
     if (report > 3)
         syscall(SYS_close_range, 3u, (unsigned)report - 1, 0u);

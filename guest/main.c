@@ -25,7 +25,8 @@
 enum {
     EVENTS = 64,
     FRAMES_A_TURN = 64,
-    TERMINATION_MS = 50, /* commands may finish in after SIGTERM */
+    TERMINATION_MS = 50, /* in which commands may finish after SIGTERM */
+    MAX_URGENT_NS = 5000000,
     MIN_QUEUE_LIMIT = 8 << 20,
     MAX_QUEUE_LIMIT = 64 << 20,
 };
@@ -51,6 +52,17 @@ void console(const char *format, ...)
     line[end++] = '\n';
     if (write(2, line, end) < 0)
         return; /* nobody is there to be told */
+}
+
+void set_urgent(struct agent *agent, bool urgent)
+{
+    if (agent->urgent == urgent)
+        return;
+    agent->urgent = urgent;
+    if (urgent)
+        scheduling_urgent();
+    else
+        scheduling_normal();
 }
 
 /* Every child that has ended, also those that others have left behind. */
@@ -117,11 +129,27 @@ static void turn(struct agent *agent)
     sessions_bury(agent);
 }
 
+/* Waits if there is nothing to do; an agent that never waits gives way to others. */
+static void rest(struct agent *agent, int timeout_ms)
+{
+    if (!has_work(agent)) {
+        set_urgent(agent, true);
+        agent->busy_since_ns = 0;
+        wait_for_events(agent, timeout_ms);
+        return;
+    }
+    uint64_t now = now_ns();
+    if (agent->busy_since_ns == 0)
+        agent->busy_since_ns = now;
+    else if (now - agent->busy_since_ns > MAX_URGENT_NS)
+        set_urgent(agent, false);
+    wait_for_events(agent, 0);
+}
+
 static void serve(struct agent *agent)
 {
     while (!agent->stopping && !agent->wire.closed && !agent->wire.lost) {
-        int timeout_ms = sessions_timeout_ms(agent);
-        wait_for_events(agent, has_work(agent) ? 0 : timeout_ms);
+        rest(agent, sessions_timeout_ms(agent));
         turn(agent);
     }
 }
@@ -131,8 +159,8 @@ static void stop(struct agent *agent)
 {
     uint64_t end = now_ns() + TERMINATION_MS * 1000000ull;
     exec_terminate_all(agent);
-    while (exec_count(agent) > 0 && !agent->wire.closed && now_ns() < end) {
-        wait_for_events(agent, has_work(agent) ? 0 : (int)((end - now_ns()) / 1000000 + 1));
+    for (uint64_t now; (now = now_ns()) < end && exec_count(agent) > 0 && !agent->wire.closed;) {
+        rest(agent, (int)((end - now) / 1000000 + 1));
         turn(agent);
     }
     power_off(agent);
@@ -164,7 +192,7 @@ static void prepare_loop(struct agent *agent)
             agent->queue_limit = share < MAX_QUEUE_LIMIT ? (size_t)share : MAX_QUEUE_LIMIT;
     }
     prepare_signals(agent);
-    scheduling_init();
+    set_urgent(agent, true);
 }
 
 /* From here on the port does not block. */

@@ -6,9 +6,9 @@
  * by writing it where the waiting parent looks. In return it may make only raw system calls, on a stack of
  * its own.
  *
- * The agent runs with a real-time priority, so that it answers whatever load there is. The child keeps one
- * just below it until the program is loaded: the agent waits for it, and a normal process would wait behind
- * a fork bomb. Then the agent takes it away; what the program forks meanwhile has none (RESET_ON_FORK).
+ * The agent has a real-time priority (see set_urgent()). The child keeps one just below it until the program
+ * is loaded: the agent waits for it, and a normal process would wait behind a fork bomb. Then the agent takes
+ * it away; what the program forks meanwhile has none (RESET_ON_FORK).
  */
 #include "spawn.h"
 
@@ -39,12 +39,12 @@ static int set_scheduler(pid_t pid, int policy, int priority)
     return (int)syscall(SYS_sched_setscheduler, pid, policy, &parameters);
 }
 
-void scheduling_init(void)
+void scheduling_urgent(void)
 {
     set_scheduler(0, SCHED_RR, AGENT_PRIORITY);
 }
 
-void scheduling_reset(void)
+void scheduling_normal(void)
 {
     set_scheduler(0, SCHED_OTHER, 0);
 }

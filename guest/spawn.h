@@ -35,8 +35,8 @@ struct spawn {
 /* The new process, leader of its own session and group; -1 with `stage` and `error` set when there is none. */
 pid_t spawn_command(struct spawn *);
 
-/* Scheduling of the agent itself (see spawn.c), and back to normal for a child that goes on in C. */
-void scheduling_init(void);
-void scheduling_reset(void);
+/* Of this process: a real-time priority, or none. spawn_command() is to be called with one. */
+void scheduling_urgent(void);
+void scheduling_normal(void);
 
 #endif

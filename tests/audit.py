@@ -8,6 +8,7 @@ from pathlib import Path
 from microsandbox.store.database import Database
 from microsandbox.store.files import PARTIAL_PREFIX
 from microsandbox.store.sandboxes import SandboxCatalog
+from microsandbox.vmm.jail import FIRST_UID
 
 
 def supervisors(home):
@@ -26,13 +27,17 @@ def supervisors(home):
 
 
 def machines():
-    """Pids of all QEMU processes that are alive."""
+    """Pids of the jailed QEMU processes that are alive."""
+    lowest = FIRST_UID if os.geteuid() == 0 else os.geteuid()
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                if (entry / "comm").read_text().startswith("qemu-system") and state not in "ZX":
+                ours = entry.stat().st_uid >= lowest and (entry / "comm").read_text().startswith(
+                    "qemu-system"
+                )
+                if ours and state not in "ZX":
                     found.add(int(entry.name))
             except OSError:
                 continue

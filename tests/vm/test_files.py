@@ -114,8 +114,7 @@ async def test_special_files_hang_nobody(fs, sandbox, path):
     if path == "/dev/zero":
         assert set(await asyncio.wait_for(stream.__anext__(), 10)) == {0}
     elif path == "/work/fifo":
-        with pytest.raises((FilesystemError, TimeoutError)):
-            await asyncio.wait_for(fs.read(path), 3)
+        assert await asyncio.wait_for(fs.read(path), 10) == b""  # nobody writes to it
     else:
         assert b"Name:" in await stream.collect()
     assert (await asyncio.wait_for(sandbox.exec("echo", ["alive"]), 10)).success
@@ -159,7 +158,7 @@ async def test_host_errors_are_the_hosts(fs, tmp_path):
     await fs.write("/work/h", b"content")
     with pytest.raises(IoError, match="io error: .*No such file or directory"):
         await fs.copy_from_host(str(tmp_path / "missing"), "/work/h2")
-    with pytest.raises(IoError, match="not a regular file"):
+    with pytest.raises(IoError, match="Is a directory"):
         await fs.copy_from_host(str(tmp_path), "/work/h2")
     with pytest.raises(IoError, match="No such file or directory"):
         await fs.copy_to_host("/work/h", str(tmp_path / "missing" / "h"))

@@ -232,7 +232,7 @@ async def test_guest_identity(busybox, name):
         assert (await sandbox.exec("nproc")).stdout_text == "2\n"
         total = int((await sandbox.shell("grep MemTotal /proc/meminfo")).stdout_text.split()[1])
         assert 200_000 < total < 300 * 1024
-        clock = float((await sandbox.exec("date", ["+%s.%N"])).stdout_text.replace("N", "0"))
+        clock = int((await sandbox.exec("date", ["+%s"])).stdout_text)
         assert abs(clock - time.time()) < 2
         links = (await sandbox.shell("ls /sys/class/net")).stdout_text.split()
         assert links == ["lo"], "no network card unless asked for"

@@ -26,6 +26,8 @@ class GuestLink(asyncio.Protocol):
         self.on_writable: Callable[[bool], None] = lambda _: None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.writable = True
+        #: Whether the link ended because the guest broke the protocol.
+        self.broken = False
 
     @classmethod
     async def open(cls, sock: socket.socket) -> GuestLink:
@@ -63,6 +65,7 @@ class GuestLink(asyncio.Protocol):
             for frame in self._splitter.feed(data):
                 self.on_frame(frame)
         except ProtocolError as error:
+            self.broken = True
             self._end(f"the guest broke the agent protocol: {error}")
             self._transport.abort()
 

@@ -42,7 +42,9 @@ def run_supervisor(
 
     file = RotatingFile(plan.logs / "runtime.log")
     os.dup2(file.fd, 2)
-    logging.basicConfig(level=(plan.log_level or "info").upper(), handlers=[RuntimeLog(file)])
+    logging.basicConfig(
+        level=(plan.log_level or "info").upper(), format="%(message)s", handlers=[RuntimeLog(file)]
+    )
     if isinstance(machine, MicrosandboxError):
         record_launch_failure(plan, machine)
         return 1

@@ -26,6 +26,7 @@ from microsandbox.agent.protocol import (
     FrameSplitter,
     MessageType,
     ProtocolError,
+    decode,
     decode_envelope,
     encode,
     flags_of,
@@ -54,6 +55,7 @@ class _Client(asyncio.Protocol):
         self._relay = relay
         self._splitter = FrameSplitter()
         self.sessions: dict[int, SessionKind] = {}
+        self.held: set[int] = set()  # sessions that the client itself asked to pause
         self.paused = False
         self.slot = -1
 
@@ -69,9 +71,13 @@ class _Client(asyncio.Protocol):
         """A frame of the guest for this client."""
         self._transport.write(frame.raw)
         if frame.flags & Flag.TERMINAL:
-            self.sessions.pop(frame.id, None)
+            self.end_session(frame.id)
         if self._transport.get_write_buffer_size() > CLIENT_LIMIT:
             self.disconnect("it does not read and the guest does not pause")
+
+    def end_session(self, id: int) -> None:
+        self.sessions.pop(id, None)
+        self.held.discard(id)
 
     def set_reading(self, reading: bool) -> None:
         if self._transport.is_closing():
@@ -116,7 +122,7 @@ class _Client(asyncio.Protocol):
 
     def _pause(self, paused: bool) -> None:
         self.paused = paused
-        for id in self.sessions:
+        for id in self.sessions.keys() - self.held:
             self._relay.pause_session(id, paused)
 
 
@@ -138,6 +144,7 @@ class Relay:
     async def serve(self, listener: socket.socket, ready: Frame) -> None:
         """Accept clients on a listening Unix socket; those that already wait in its backlog come first."""
         self._ready = ready
+        self.last_activity = time.monotonic()
         self._guest.on_frame = self._from_guest
         self._guest.on_writable = self._guest_writable
         loop = asyncio.get_running_loop()
@@ -188,6 +195,7 @@ class Relay:
             if kind is SessionKind.EXEC:
                 self._guest.send(encode(id, MessageType.EXEC_SIGNAL, {"signal": 9}))
         client.sessions.clear()
+        client.held.clear()
         ids = {"id_start": client.first_id, "id_end_exclusive": client.end_id}
         self._guest.send_message(MessageType.CLIENT_DISCONNECTED, ids)
         self._update_idle()
@@ -209,14 +217,29 @@ class Relay:
         if kind is MessageType.SHUTDOWN:
             self._on_shutdown()
             return
+        if kind is MessageType.FLOW:
+            self._hold_session(client, frame)
+            return
         if frame.flags & Flag.SESSION_START:
             self._start_session(client, frame.id, kind)
         self._guest.send(frame)
         if client.paused and frame.flags & Flag.SESSION_START:
             self.pause_session(frame.id, True)
         if kind is MessageType.TCP_CLOSE:
-            client.sessions.pop(frame.id, None)
+            client.end_session(frame.id)
             self._update_idle()
+
+    def _hold_session(self, client: _Client, frame: Frame) -> None:
+        """A client's own wish to pause a session, beside ours: it goes on when neither holds it."""
+        paused = decode(frame.body).payload.get("paused") is True
+        if frame.id not in client.sessions or paused == (frame.id in client.held):
+            return
+        if paused:
+            client.held.add(frame.id)
+        else:
+            client.held.discard(frame.id)
+        if not client.paused:
+            self.pause_session(frame.id, paused)
 
     def _refusal(self, name: str, frame: Frame) -> dict[str, str] | None:
         """Why a client's frame is answered with core.error, if it is. Raises ProtocolError."""

@@ -38,7 +38,9 @@ FLUSH_WINDOW = 8.0
 ORPHAN_FLUSH_WINDOW = 4.0
 #: Seconds between settings of the guest's clock.
 CLOCK_INTERVAL = 60.0
-_DRAIN_STOP = b"\x01"
+#: Seconds from the end of the agent's port to that of the machine, when the machine ends by itself.
+_PORT_TO_EXIT = 2.0
+_DETACH = b"\x01"
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +153,10 @@ class Supervisor:
         if exited.done():
             return
         if not self._ending.done():
+            # A machine that powers off closes the agent's port a moment before it is gone.
+            await asyncio.wait((exited,), timeout=0 if guest.broken else _PORT_TO_EXIT)
+            if exited.done():
+                return
             self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
         ending = self._ending.result()
         if not self._hurry.is_set():
@@ -193,7 +199,7 @@ class Supervisor:
     def _on_watchdog(self) -> None:
         assert self._watchdog is not None
         data = os.read(self._watchdog, 64)
-        if data and _DRAIN_STOP not in data:
+        if data and _DETACH not in data:
             return
         asyncio.get_running_loop().remove_reader(self._watchdog)
         os.close(self._watchdog)

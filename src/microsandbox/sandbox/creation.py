@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from microsandbox.errors import ImageNotFoundError, MicrosandboxError, SandboxAlreadyExistsError
@@ -20,9 +20,9 @@ from microsandbox.store.files import make_private, remove_tree
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
 if TYPE_CHECKING:
-    from microsandbox.image.store import StoredImage
-
     from microsandbox.image.progress import PullEvent
+    from microsandbox.image.store import StoredImage
+    from microsandbox.vmm.host import Host
 
 Progress = Callable[["PullEvent"], None]
 
@@ -44,14 +44,10 @@ async def create(
         _check_free(context, config.name)
     host = asyncio.ensure_future(prepare_host(context))
     try:
-        image = await _image(context, config, progress)
-    except BaseException:
+        row, config, image = await _claim(context, config, progress, host, on_pulled)
+    finally:
         host.cancel()
-        raise
-    on_pulled()
-    config = merge_image(config, image)
-    ready = await host
-    row = context.sandboxes.create(config.name, dump_config(config), config.labels, image.manifest_digest)
+    ready = host.result()
     await _make_files(context, row, config)
     mode = SpawnMode.DETACHED if options.detached else SpawnMode.ATTACHED
     handle, connection = await boot(context, row, config, image, ready, mode)
@@ -82,8 +78,28 @@ def _check_free(context: Context, name: str) -> None:
         raise SandboxAlreadyExistsError(name)
 
 
-async def _image(context: Context, config: SandboxConfig, progress: Progress | None) -> StoredImage:
-    return await context.images.pull(config.image.reference, policy=config.pull_policy, progress=progress)
+async def _claim(
+    context: Context,
+    config: SandboxConfig,
+    progress: Progress | None,
+    host: Awaitable[Host],
+    on_pulled: Callable[[], None],
+) -> tuple[SandboxRow, SandboxConfig, StoredImage]:
+    """The row that makes the name and the image ours, once both image and host are ready."""
+    while True:
+        image = await context.images.pull(
+            config.image.reference, policy=config.pull_policy, progress=progress
+        )
+        on_pulled()
+        merged = merge_image(config, image)
+        await host
+        try:
+            row = context.sandboxes.create(
+                config.name, dump_config(merged), merged.labels, image.manifest_digest
+            )
+        except ImageNotFoundError:  # a prune came between: look, and pull, again
+            continue
+        return row, merged, image
 
 
 def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
@@ -104,8 +120,6 @@ async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) 
         make_private(paths.logs)
         await asyncio.to_thread(make_upper, context.home, paths.upper, config.image.upper_size_mib)
     except BaseException:
-        assert row.run_id is not None
-        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
-        context.sandboxes.remove(row.name)
-        remove_tree(paths.directory)
+        if context.sandboxes.discard(row):
+            remove_tree(paths.directory)
         raise

@@ -18,10 +18,12 @@ from microsandbox.agent.protocol import MessageType, encode
 from microsandbox.errors import AgentClientError, MicrosandboxError, SandboxNotFoundError
 from microsandbox.sandbox.context import Context
 from microsandbox.store.files import partial_path, remove_tree
+from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
 #: Seconds: for a guest to flush and power off, for a killed process to be gone, for a connection.
 STOP_TIMEOUT, KILL_TIMEOUT, CONNECT_TIMEOUT, REPLACE_GRACE = 10.0, 5.0, 10.0, 10.0
+_TAKE_OVER_POLL = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ async def request_stop(context: Context, name: str) -> None:
     """Ask the guest to power off: through the relay, else by SIGTERM. Does nothing when it has ended."""
     row = context.sandboxes.get(name)
     if row.status.terminal:
+        return
+    if not row.supervised:
+        settle_killed(context, row)
         return
     try:
         connection = await Connection.open(context.home.sandbox(name).agent_socket, timeout=CONNECT_TIMEOUT)
@@ -58,12 +63,13 @@ async def stop(context: Context, name: str, timeout: float | None) -> None:
     if grace == 0:
         await kill(context, name, None)
         return
-    row = context.sandboxes.get(name)
-    if row.status.terminal:
-        return
-    deadline = time.monotonic() + grace
-    await request_stop(context, name)
-    if not await _gone(row, deadline - time.monotonic()):
+    try:
+        async with asyncio.timeout(grace):
+            row = context.sandboxes.get(name)
+            await request_stop(context, name)
+            if row.supervised:
+                await _gone(row, None)
+    except TimeoutError:
         await kill(context, name, None)
 
 
@@ -86,14 +92,24 @@ async def kill(context: Context, name: str, timeout: float | None) -> None:
     row = context.sandboxes.get(name)
     if row.status.terminal:
         return
+    if not row.supervised:
+        settle_killed(context, row)
+        return
+    limit = KILL_TIMEOUT if timeout is None else timeout
+    machine = open_children(row.process.pid) if row.process is not None else []
     _send(row, signal.SIGKILL)
-    if not await _gone(row, KILL_TIMEOUT if timeout is None else timeout):
+    gone = await _gone(row, limit)
+    if not await ended(machine, limit) or not gone:
         raise not_observed(name)
     settle_killed(context, row)
 
 
 def settle_killed(context: Context, row: SandboxRow) -> None:
-    """Record the end of a run whose supervisor was killed and so could not."""
+    """Record the end of a run whose supervisor was killed and so could not.
+
+    A run that has no supervisor yet is thereby given up: the one its owner is about to start will find out,
+    and the owner be told. The owner is somebody's program; it is never signalled.
+    """
     if row.run_id is not None:
         context.sandboxes.end_run(
             row.id, row.run_id, Status.STOPPED, Reason.SIGNAL, exit_signal=signal.SIGKILL, detail="killed"
@@ -104,7 +120,10 @@ def settle_killed(context: Context, row: SandboxRow) -> None:
 async def wait_until_stopped(context: Context, name: str) -> Observed:
     """Return when the sandbox has ended, however long that takes."""
     while not (row := context.sandboxes.get(name)).status.terminal:
-        await _gone(row, None)
+        if row.supervised:
+            await _gone(row, None)
+        else:  # nothing tells when its owner has handed it to a supervisor
+            await asyncio.sleep(_TAKE_OVER_POLL)
     return Observed(row, time.time())
 
 
@@ -129,10 +148,7 @@ async def make_way(context: Context, name: str, grace: float) -> None:
     if row is not None and not row.status.terminal:
         if grace > 0 and _send(row, signal.SIGTERM):
             await _gone(row, grace)
-        if row.process is not None and row.process.alive():
-            await kill(context, name, None)
-        elif not context.sandboxes.get(name).status.terminal:
-            settle_killed(context, row)
+        await kill(context, name, None)
     with suppress(SandboxNotFoundError):
         await remove(context, name)
 
@@ -142,8 +158,8 @@ def not_observed(name: str) -> MicrosandboxError:
 
 
 def _send(row: SandboxRow, number: int) -> bool:
-    """Signal the process that answers for the row; False when there is none."""
-    fd = None if row.process is None else row.process.open_pidfd()
+    """Signal the supervisor that answers for the row; False when there is none."""
+    fd = row.process.open_pidfd() if row.process is not None and row.supervised else None
     if fd is None:
         return False
     try:
@@ -158,17 +174,24 @@ def _send(row: SandboxRow, number: int) -> bool:
 async def _gone(row: SandboxRow, timeout: float | None) -> bool:
     """Wait for the process that answers for the row; False after ``timeout`` seconds."""
     fd = None if row.process is None else row.process.open_pidfd()
-    if fd is None:
-        return True
+    return fd is None or await ended([fd], timeout)
+
+
+async def ended(pidfds: list[int], timeout: float | None) -> bool:
+    """Wait for processes and close their descriptors; False when one is left after ``timeout`` seconds."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(fd, ended.set)
     try:
         async with asyncio.timeout(None if timeout is None else max(timeout, 0)):
-            await ended.wait()
+            for fd in pidfds:
+                gone = asyncio.Event()
+                loop.add_reader(fd, gone.set)
+                try:
+                    await gone.wait()
+                finally:
+                    loop.remove_reader(fd)
     except TimeoutError:
         return False
     finally:
-        loop.remove_reader(fd)
-        os.close(fd)
+        for fd in pidfds:
+            os.close(fd)
     return True

@@ -19,6 +19,7 @@ from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.exec_options import ExecKeywords, ExecOptions, exec_request, parse_exec, parse_shell
 from microsandbox.sandbox.fs import SandboxFsOps
 from microsandbox.sandbox.options import CreateKeywords, SandboxConfig
+from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import SandboxRow
 from microsandbox.types import SandboxStatus, SandboxStopResult
 
@@ -229,8 +230,11 @@ class Sandbox:
         if self._process is None:
             await lifecycle.kill(self._context, self._row.name, timeout)
             return
+        limit = lifecycle.KILL_TIMEOUT if timeout is None else timeout
+        machine = open_children(self._process.pid)
         await self.request_kill()
-        if not await self._ended(lifecycle.KILL_TIMEOUT if timeout is None else timeout):
+        gone = await self._ended(limit)
+        if not await lifecycle.ended(machine, limit) or not gone:
             raise lifecycle.not_observed(self._row.name)
         lifecycle.settle_killed(self._context, self._row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,3 +46,16 @@ class ProcessIdentity:
             return fd
         os.close(fd)
         return None
+
+
+def open_children(pid: int) -> list[int]:
+    """Descriptors of a process's children, each readable when that child has ended."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    descriptors = []
+    for child in children:
+        with suppress(ProcessLookupError):
+            descriptors.append(os.pidfd_open(int(child)))
+    return descriptors

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microsandbox.errors import (
+    ImageNotFoundError,
     MicrosandboxError,
     SandboxAlreadyExistsError,
     SandboxNotFoundError,
@@ -56,7 +57,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class SandboxRow:
-    """One sandbox. Times are Unix seconds; ``process`` is who answers for its current run."""
+    """One sandbox. Times are Unix seconds.
+
+    ``process`` answers for its current run: its owner until ``supervised``, then its supervisor.
+    """
 
     id: int
     name: str
@@ -66,10 +70,12 @@ class SandboxRow:
     updated_at: float
     run_id: int | None
     process: ProcessIdentity | None
+    supervised: bool
 
 
 _SELECT = """
-    SELECT s.id, s.name, s.config, s.status, s.created_at, s.updated_at, r.id AS run_id, r.pid, r.pid_started
+    SELECT s.id, s.name, s.config, s.status, s.created_at, s.updated_at, r.id AS run_id, r.pid, r.pid_started,
+        coalesce(r.supervised, 0) AS supervised
     FROM sandbox s LEFT JOIN run r ON r.id =
         (SELECT max(id) FROM run WHERE sandbox_id = s.id AND status = 'Running')
 """
@@ -112,7 +118,10 @@ class SandboxCatalog:
     def create(
         self, name: str, config: str, labels: Mapping[str, str], manifest_digest: str | None
     ) -> SandboxRow:
-        """Insert a Running row whose run is this process's. Raises SandboxAlreadyExistsError."""
+        """Insert a Running row whose run is this process's; from then on its image is in use.
+
+        Raises SandboxAlreadyExistsError, ImageNotFoundError.
+        """
         now = time.time()
         with self._database.write() as connection:
             try:
@@ -130,10 +139,12 @@ class SandboxCatalog:
                 [(sandbox_id, key, value) for key, value in labels.items()],
             )
             if manifest_digest is not None:
-                connection.execute(
+                cursor = connection.execute(
                     "INSERT INTO sandbox_rootfs SELECT ?, id FROM manifest WHERE digest = ?",
                     (sandbox_id, manifest_digest),
                 )
+                if cursor.rowcount != 1:  # pruned since it was looked up
+                    raise ImageNotFoundError(manifest_digest)
             _insert_run(connection, sandbox_id)
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (sandbox_id,)).fetchone())
 
@@ -161,7 +172,7 @@ class SandboxCatalog:
         process = ProcessIdentity.current()
         with self._database.write() as connection:
             cursor = connection.execute(
-                "UPDATE run SET pid = ?, pid_started = ? WHERE id = ? AND status = 'Running'",
+                "UPDATE run SET pid = ?, pid_started = ?, supervised = 1 WHERE id = ? AND status = 'Running'",
                 (process.pid, process.started, run_id),
             )
             return cursor.rowcount == 1
@@ -201,6 +212,11 @@ class SandboxCatalog:
             connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,))
         return row
 
+    def discard(self, row: SandboxRow) -> bool:
+        """Take back a row that create() made; False when it is gone, and its name perhaps somebody else's."""
+        with self._database.write() as connection:
+            return connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,)).rowcount == 1
+
     def _reconcile(self, row: SandboxRow) -> SandboxRow:
         """What the row should say, given the process that answers for it."""
         if row.status.terminal or row.process is None or row.process.alive():
@@ -234,6 +250,7 @@ def _row(found: sqlite3.Row) -> SandboxRow:
         found["updated_at"],
         found["run_id"],
         process,
+        bool(found["supervised"]),
     )
 
 

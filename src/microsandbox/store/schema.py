@@ -69,6 +69,7 @@ MIGRATIONS = (
         sandbox_id INTEGER NOT NULL REFERENCES sandbox(id) ON DELETE CASCADE,
         pid INTEGER NOT NULL,
         pid_started INTEGER NOT NULL,
+        supervised INTEGER NOT NULL DEFAULT 0,
         status TEXT NOT NULL,
         exit_code INTEGER,
         exit_signal INTEGER,

@@ -53,6 +53,8 @@ def notes(data: bytes) -> Iterator[tuple[bytes, int]]:
         if program[0] != _PT_NOTE:
             continue
         content = data[program[2] : program[2] + program[5]]
+        if len(content) != program[5]:
+            raise ElfError("a segment lies outside the file")
         position = 0
         while position + _NOTE.size <= len(content):
             owner_size, size, kind = _NOTE.unpack_from(content, position)

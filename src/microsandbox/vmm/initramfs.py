@@ -1,7 +1,7 @@
 """The guest's first root file system: the agent as ``/init``, and the kernel modules it loads.
 
-It is not compressed: under emulation the guest's kernel needs longer to unpack it than QEMU needs to copy
-the bytes (see the figures below ``write_initramfs``).
+It is not compressed: under emulation the guest's kernel unpacks slowly. Milliseconds of processor time that
+a start took to the loaded modules, median of 9, 4 MB: plain 1955, zstd 2012, lz4 2086, gzip 2131.
 """
 
 from __future__ import annotations

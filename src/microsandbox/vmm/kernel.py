@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 #: Seconds after which a kernel that nobody asked for may be collected.
 UNUSED_FOR = 14 * 86400.0
 _TOUCH_INTERVAL = 86400.0
-_FORMAT = 1
+_FORMAT = 2
 _FILES = ("vmlinux", "initramfs")
 _MANIFEST = "manifest"
 _LOCK = ".lock"
@@ -211,6 +211,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _kernel(directory: Path, manifest: dict[str, Any]) -> GuestKernel:
+    directory = directory.absolute()  # for processes that work elsewhere
     return GuestKernel(
         version=str(manifest["version"]),
         vmlinux=directory / "vmlinux",
@@ -357,7 +358,7 @@ def _collect(home: Home, keep: GuestKernel, unused_for: float) -> list[str]:
     for manifest in sorted(home.kernels.glob(f"*/{_MANIFEST}")):
         directory = manifest.parent
         idle = time.time() - manifest.stat().st_mtime
-        if directory != keep.vmlinux.parent and not _is_partial(directory) and idle > unused_for:
+        if directory.absolute() != keep.vmlinux.parent and not _is_partial(directory) and idle > unused_for:
             _remove(directory)
             removed.append(directory.name)
     return removed

@@ -20,7 +20,7 @@ from microsandbox import tools
 from microsandbox.errors import KernelError, PrerequisiteError
 from microsandbox.tools import Tool
 from microsandbox.vmm.architecture import Architecture
-from microsandbox.vmm.kernel_sources import MSB_KERNEL, KernelParts, file_stamp, read_kernel
+from microsandbox.vmm.kernel_sources import MSB_KERNEL, KernelParts, file_stamp, guest_modules, read_kernel
 from microsandbox.vmm.modules import (
     MAX_MODULE_BYTES,
     PREFERRED_BEFORE,
@@ -28,7 +28,6 @@ from microsandbox.vmm.modules import (
     MissingModulesError,
     ModuleTree,
     module_name,
-    select_modules,
 )
 from microsandbox.vmm.vmlinux import MAX_KERNEL_BYTES
 
@@ -43,6 +42,7 @@ _DEPENDENCIES = (
 _MAX_PASSES = 8
 _MAX_PACKAGES = 8
 _IMAGE = re.compile(r"(?:\./)?(?:boot/vmlinu[xz]-[^/]+|(?:usr/)?lib/modules/[^/]+/vmlinuz)")
+_CONFIGURATION = re.compile(r"(?:\./)?boot/(?P<file>config-[^/]+)")
 _MODULE_FILE = re.compile(r"(?:\./)?(?:usr/)?lib/modules/(?P<version>\d[^/]*)/(?:[^/]+/)*(?P<file>[^/]+)")
 _INDEXES = ("modules.builtin", "modules.dep")
 #: A meta package leads to the image, and that to its modules where they are packages of their own.
@@ -52,9 +52,9 @@ _KERNEL_DEPENDENCY = re.compile(
 # A stalled mirror is given up after seconds. apt's own user for downloads could not write to our private
 # directory, and hooks of the system's updates are none of our business.
 _APT_CONFIGURATION = """\
-Acquire::http::Timeout "8";
-Acquire::https::Timeout "8";
-Acquire::Retries "1";
+Acquire::http::Timeout "6";
+Acquire::https::Timeout "6";
+Acquire::Retries "0";
 APT::Sandbox::User "root";
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -75,7 +75,7 @@ def meta_packages(architecture: Architecture) -> tuple[str, ...]:
 def from_distribution(architecture: Architecture, directory: Path, progress: Progress) -> KernelParts:
     """Download the distribution's kernel into ``directory`` and take it apart. Raises KernelError."""
     try:
-        packages = _download(meta_packages(architecture), directory, progress)
+        packages = download(meta_packages(architecture), directory, progress)
     except (PrerequisiteError, ChildProcessError, TimeoutError) as error:
         raise KernelError(str(error)) from error
     return from_packages(packages, architecture.machine, directory, progress)
@@ -108,21 +108,22 @@ def from_packages(packages: Sequence[Path], machine: str, directory: Path, progr
             raise KernelError(f"{packages[0].name} holds no kernel image (boot/vmlinuz-VERSION)")
         version, kernel = read_kernel(image, machine)
         try:
-            modules = select_modules(ModuleTree(version, unpacked / version))
+            directory = unpacked / version
+            modules = guest_modules(image, ModuleTree(version, directory), directory)
         except MissingModulesError as error:
             fresh = set(error.names) - wanted
             if not fresh:
                 raise
             wanted |= fresh
         else:
-            return KernelParts(version, kernel, tuple(modules), source)
+            return KernelParts(version, kernel, modules, source)
     raise KernelError(f"the modules in {source} depend on more and more others: {', '.join(sorted(fresh))}")
 
 
 # apt
 
 
-def _download(names: Iterable[str], directory: Path, progress: Progress) -> list[Path]:
+def download(names: Iterable[str], directory: Path, progress: Progress) -> list[Path]:
     """The packages of the kernel that the first known one of ``names`` leads to."""
     tools.require(tools.APT_GET)
     configuration = directory / "apt.conf"
@@ -185,13 +186,15 @@ def _fetch(packages: list[str], configuration: Path, directory: Path, progress: 
 
 
 def _unpack(package: Path, target: Path, wanted: set[str]) -> None:
-    """Write the kernel image as ``target``/vmlinuz, the indexes and wanted modules to ``target``/VERSION."""
+    """Write vmlinuz and config-VERSION to ``target``, indexes and wanted modules to ``target``/VERSION."""
     with _members(package) as archive:
         for member in archive:
             if not member.isfile():
                 continue
             if _IMAGE.fullmatch(member.name):
                 _extract(archive, member, target / "vmlinuz", MAX_KERNEL_BYTES)
+            elif match := _CONFIGURATION.fullmatch(member.name):
+                _extract(archive, member, target / match["file"], MAX_MODULE_BYTES)
             elif match := _MODULE_FILE.fullmatch(member.name):
                 directory, name = target / match["version"], match["file"]
                 if name in _INDEXES or module_name(name) in wanted:

@@ -7,6 +7,7 @@ an unpacked package it is missing. The same is written in each module (``.modinf
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ PREFERRED_BEFORE = {"ext4": ("crc32c_generic", "crc32c_intel")}
 
 MAX_MODULE_BYTES = 32 << 20
 _MAX_INDEX_BYTES = 16 << 20
+_SIGNATURE_MARK, _SIGNATURE_INFO = b"~Module signature appended~\n", struct.Struct(">8xI")
+_UNSIGNED_ACCEPTED = re.compile(rb"^# CONFIG_MODULE_SIG(_FORCE)? is not set$", re.MULTILINE)
 _FILE = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,64})\.ko(?:\.(?:gz|xz|zst))?")
 
 
@@ -146,6 +149,21 @@ def select_modules(
     if missing:
         raise MissingModulesError(missing, tree.version)
     return list(chosen.values())
+
+
+def without_signature(module: Module) -> Module:
+    """The module without the signature at its end, if it has one (include/linux/module_signature.h)."""
+    content = module.content.removesuffix(_SIGNATURE_MARK)
+    if len(content) == len(module.content) or len(content) < _SIGNATURE_INFO.size:
+        return module
+    (size,) = _SIGNATURE_INFO.unpack(content[-_SIGNATURE_INFO.size :])
+    end = len(content) - _SIGNATURE_INFO.size - size
+    return Module(module.name, content[:end]) if end > 0 else module
+
+
+def accepts_unsigned(configuration: bytes) -> bool:
+    """Whether a kernel built with this ``.config`` is known to load modules that are not signed."""
+    return _UNSIGNED_ACCEPTED.search(configuration) is not None
 
 
 def _names(files: Iterable[str]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def extract_kernel(image: bytes, machine: str) -> bytes:
         kernel = _unpacked(image)
         _check(kernel, machine)
         if machine == "x86_64":
-            # QEMU reads all of it at every start. Debian's 6.1: 66 MB become 43 MB, 25 to 90 ms less.
+            # 66 MB of Debian's 6.1 become 41; the time of a start stays the same within the noise.
             kernel = elf.loaded_part(kernel)
     except (DecompressError, elf.ElfError) as error:
         raise KernelError(f"the kernel image cannot be unpacked: {error}") from error
@@ -49,8 +49,8 @@ def kernel_version(kernel: bytes) -> str:
 
 def _unpacked(image: bytes) -> bytes:
     if image[0x202:0x206] == _BZIMAGE_MAGIC:
-        image = _bzimage_payload(image)
-    elif image.startswith(b"MZ") and image[4:8] == b"zimg" and len(image) >= 16:
+        return decompress(_bzimage_payload(image), MAX_KERNEL_BYTES)
+    if image.startswith(b"MZ") and image[4:8] == b"zimg" and len(image) >= 16:
         offset, size = struct.unpack_from("<II", image, 8)
         image = image[offset : offset + size]
     return decompress(image, MAX_KERNEL_BYTES) if is_compressed(image) else image

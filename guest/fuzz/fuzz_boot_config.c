@@ -1,0 +1,26 @@
+/* core.boot.config: what is accepted keeps the promises that the boot relies on. */
+#include "boot_config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct boot_config config;
+    struct cbor in = cbor_reader(data, size);
+    if (boot_config_decode(&in, &config) == NULL) {
+        if (strlen(config.hostname) == 0 || config.lower == NULL || config.upper_type == NULL)
+            abort();
+        for (unsigned i = 0; i < config.script_count; i++)
+            if (strchr(config.scripts[i].name, '/') != NULL || config.scripts[i].content.length > size)
+                abort();
+        for (unsigned i = 0; i < config.tmpfs_count; i++)
+            if (config.tmpfs[i].path[0] != '/' || strstr(config.tmpfs[i].path, "/../") != NULL)
+                abort();
+    }
+    free(config.env.items);
+    free(config.strings);
+    return 0;
+}
