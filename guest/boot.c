@@ -327,7 +327,6 @@ void boot_finish(struct agent *agent)
     if (config.unix_time_nanos != 0 && !set_clock(config.unix_time_nanos))
         boot_fail(agent, "other", errno, "the clock cannot be set");
     mount_root(agent, &config, agent->uevents);
-    mount_system(agent);
     set_identity(agent, &config);
     mount_tmpfs(agent, &config);
     install_scripts(agent, &config);

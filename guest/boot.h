@@ -20,7 +20,6 @@ bool wait_for_device(int uevents, const char *path, int seconds);
 /* mount.c */
 void mount_initial(struct agent *);
 void mount_root(struct agent *, const struct boot_config *, int uevents);
-void mount_system(struct agent *);
 void mount_tmpfs(struct agent *, const struct boot_config *);
 bool make_path(char *path);
 

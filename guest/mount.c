@@ -1,9 +1,9 @@
 /*
  * Mounts: the initramfs's own, the image with its writable layer, and what every Linux system has.
  *
- * The image is not trusted to be well-formed: its directories may be links. Everything that is mounted on
- * them is mounted after the change of root, so that no link leads out of it, and the places of /proc, /dev
- * and the like must be real directories.
+ * The image is not trusted to be well-formed: its directories may be links. The places of /dev, /proc and
+ * /sys must be real directories; everything else is mounted after the change of root, so that no link leads
+ * out of it.
  */
 #include "boot.h"
 
@@ -19,6 +19,7 @@
 
 enum { DEVICE_WAIT_S = 10 };
 
+#define NEW_ROOT "/newroot"
 #define OVERLAY_OPTIONS "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work"
 
 struct mount_point {
@@ -35,7 +36,8 @@ static void make_directory(struct agent *agent, const char *path)
     if (mkdir(path, 0755) < 0 && errno != EEXIST)
         boot_fail(agent, "mount", errno, "the directory %s cannot be made", path);
     if (lstat(path, &info) < 0 || !S_ISDIR(info.st_mode))
-        boot_fail(agent, "image", 0, "%s in the image is not a directory", path);
+        boot_fail(agent, "image", 0, "%s in the image is not a directory",
+                  strncmp(path, NEW_ROOT, strlen(NEW_ROOT)) == 0 ? path + strlen(NEW_ROOT) : path);
 }
 
 static void mount_all(struct agent *agent, const struct mount_point *points, size_t count)
@@ -63,20 +65,34 @@ static void open_console(void)
         close(fd);
 }
 
+static void make_link(const char *target, const char *path)
+{
+    if (symlink(target, path) < 0 && errno != EEXIST)
+        console("%s cannot be made: %s", path, os_error(errno).text);
+}
+
+/* All of it belongs to the kernel and not to the image, so a template has it already. */
 void mount_initial(struct agent *agent)
 {
     static const struct mount_point points[] = {
         {"devtmpfs", "/dev", MS_RELATIME, NULL},
         {"proc", "/proc", SAFE, NULL},
         {"sysfs", "/sys", SAFE, NULL},
+        {"cgroup2", "/sys/fs/cgroup", SAFE, NULL},
+        {"devpts", "/dev/pts", MS_NOEXEC | MS_NOSUID | MS_RELATIME, "mode=0620,gid=5,ptmxmode=0666"},
+        {"tmpfs", "/dev/shm", MS_NOEXEC | MS_NOSUID | MS_RELATIME, "mode=1777"},
     };
     umask(022);
     mount_all(agent, points, 1);
     open_console();
-    mount_all(agent, points + 1, 2);
+    mount_all(agent, points + 1, sizeof points / sizeof *points - 1);
+    make_link("/proc/self/fd", "/dev/fd");
+    make_link("fd/0", "/dev/stdin");
+    make_link("fd/1", "/dev/stdout");
+    make_link("fd/2", "/dev/stderr");
     make_directory(agent, "/lower");
     make_directory(agent, "/upper");
-    make_directory(agent, "/newroot");
+    make_directory(agent, NEW_ROOT);
 }
 
 /* Blocks read from a template's placeholder must not be taken for those of the disk that replaced it. */
@@ -99,13 +115,18 @@ static void mount_disk(struct agent *agent, int uevents, const char *stage, cons
                   flags & MS_RDONLY ? "the image" : "the writable layer", device, type);
 }
 
-/* The initramfs is left empty but for the agent's own file, which lives as long as it runs. */
+/* Takes /dev, /proc and /sys with what is mounted in them along to the new root, and enters it. */
 static void change_root(struct agent *agent)
 {
-    umount2("/proc", MNT_DETACH);
-    umount2("/sys", MNT_DETACH);
-    umount2("/dev", MNT_DETACH);
-    if (chdir("/newroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
+    static const char *const kept[] = {"/dev", "/proc", "/sys"};
+    for (unsigned i = 0; i < sizeof kept / sizeof *kept; i++) {
+        char target[32];
+        snprintf(target, sizeof target, NEW_ROOT "%s", kept[i]);
+        make_directory(agent, target);
+        if (mount(kept[i], target, NULL, MS_MOVE, NULL) < 0)
+            boot_fail(agent, "mount", errno, "%s cannot be moved to the root file system", kept[i]);
+    }
+    if (chdir(NEW_ROOT) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
         boot_fail(agent, "mount", errno, "the root file system cannot be entered");
 }
 
@@ -118,33 +139,9 @@ void mount_root(struct agent *agent, const struct boot_config *config, int ueven
     agent->upper = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (agent->upper < 0)
         boot_fail(agent, "mount", errno, "the writable layer cannot be opened");
-    if (mount("overlay", "/newroot", "overlay", 0, OVERLAY_OPTIONS) < 0)
+    if (mount("overlay", NEW_ROOT, "overlay", 0, OVERLAY_OPTIONS) < 0)
         boot_fail(agent, "mount", errno, "the overlay of image and writable layer cannot be mounted");
     change_root(agent);
-}
-
-static void make_link(const char *target, const char *path)
-{
-    struct stat info;
-    if (lstat(path, &info) < 0)
-        symlink(target, path);
-}
-
-void mount_system(struct agent *agent)
-{
-    static const struct mount_point points[] = {
-        {"devtmpfs", "/dev", MS_RELATIME, NULL},
-        {"proc", "/proc", SAFE, NULL},
-        {"sysfs", "/sys", SAFE, NULL},
-        {"cgroup2", "/sys/fs/cgroup", SAFE, NULL},
-        {"devpts", "/dev/pts", MS_NOEXEC | MS_NOSUID | MS_RELATIME, "mode=0620,gid=5,ptmxmode=0666"},
-        {"tmpfs", "/dev/shm", MS_NOEXEC | MS_NOSUID | MS_RELATIME, "mode=1777"},
-    };
-    mount_all(agent, points, sizeof points / sizeof *points);
-    make_link("/proc/self/fd", "/dev/fd");
-    make_link("fd/0", "/dev/stdin");
-    make_link("fd/1", "/dev/stdout");
-    make_link("fd/2", "/dev/stderr");
 }
 
 /* As mkdir -p. */

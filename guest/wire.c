@@ -51,7 +51,7 @@ static bool buffer_init(struct buffer *buffer, size_t size)
 static void buffer_compact(struct buffer *buffer)
 {
     size_t used = buffer->tail - buffer->head;
-    if (used > 0)
+    if (used > 0 && buffer->head > 0)
         memmove(buffer->data, buffer->data + buffer->head, used);
     buffer->head = 0;
     buffer->tail = used;

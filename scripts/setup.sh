@@ -62,5 +62,5 @@ if [ "$installed" != "$wanted" ] && [ "$installed" != "${wanted%"$extras"}[dev]"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
     printf %s "$wanted" > .venv/.installed
 fi
-.venv/bin/python hatch_build.py
+.venv/bin/python hatch_build.py >/dev/null
 .venv/bin/msb doctor --fix --quiet

@@ -19,7 +19,7 @@ async def main(name, image, step):
             if event.event_type == "stdout" and event.data == b"up\n":
                 say("exec")
     if step == "stop":
-        await sandbox.shell("trap '' TERM; sleep 1000 &")
+        await sandbox.shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 &")
         say("stop")
         await sandbox.stop()
     if step == "detached":

@@ -70,7 +70,7 @@ async def test_an_agent_replaced_by_garbage_ends_the_sandbox_with_a_reason(busyb
 async def test_a_memory_hog_is_killed_in_the_guest_not_on_the_host(busybox, name):
     async with await Sandbox.create(name, image=busybox, memory=200) as sandbox:
         output = await sandbox.shell("tail -c 1000m /dev/zero >/dev/null; echo code $?")
-        assert "code 137" in output.stdout_text or output.exit_code == -1
+        assert "code 0" not in output.stdout_text, "it was refused memory, or killed"
         assert (await sandbox.exec("echo", ["alive"])).stdout_text == "alive\n"
 
 

@@ -201,7 +201,17 @@ ROOT = Command(
         _IMAGE,
         _PULL,
         _LOAD,
-        Command("doctor", "Check what this host can do", "doctor:doctor", _OTHER, options=(_FORMAT,)),
+        Command(
+            "doctor",
+            "Check what this host can do",
+            "doctor:doctor",
+            _OTHER,
+            options=(
+                Option("fix", help="Prepare what can be prepared: the guest kernel"),
+                _FORMAT,
+                Option("quiet", "q", help="Show only what is missing"),
+            ),
+        ),
         Command(
             "help",
             "Show help",

@@ -7,25 +7,53 @@ import sys
 from microsandbox.cli import output
 from microsandbox.cli.failures import FAILURE
 from microsandbox.cli.model import Invocation
-from microsandbox.doctor import run_checks
+from microsandbox.doctor import Check, Status, run_checks
 from microsandbox.store.home import Home
+
+_MARKS = {
+    Status.OK: ("✓", (output.GREEN,)),
+    Status.WARN: ("!", (output.YELLOW, output.BOLD)),
+    Status.FAIL: ("✗", (output.RED, output.BOLD)),
+}
 
 
 def doctor(invocation: Invocation) -> int:
     """Exit code 1 when something that sandboxes need is missing."""
-    checks = run_checks(Home.open())
+    home = Home.open()
+    if invocation["fix"]:
+        _prepare(home, quiet=bool(invocation["quiet"]))
+    checks = run_checks(home)
     if invocation["format"]:
         output.write_json(
-            [{"name": check.name, "ok": check.ok, "found": check.found, "fix": check.fix} for check in checks]
+            [
+                {"name": check.name, "status": check.status, "found": check.found, "fix": check.fix}
+                for check in checks
+            ]
         )
     else:
-        width = max((len(check.name) for check in checks), default=0)
+        width = max(len(check.name) for check in checks)
         for check in checks:
-            good = output.styled("✓", output.GREEN, stream=sys.stdout)
-            bad = output.styled("✗", output.RED, output.BOLD, stream=sys.stdout)
-            name = f"{check.name:<{width}}"
-            sys.stdout.write(f"{good if check.ok else bad} {name}  {output.printable(check.found)}\n")
-            if not check.ok and check.fix:
-                for line in check.fix.splitlines():
-                    sys.stdout.write(f"  {' ' * width}  → {output.printable(line)}\n")
+            if not invocation["quiet"] or not check.ok:
+                _show(check, width)
     return 0 if all(check.ok for check in checks) else FAILURE
+
+
+def _prepare(home: Home, *, quiet: bool) -> None:
+    """Do what can be done from here without privileges: prepare the guest kernel."""
+    from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
+
+    if installed_kernel(home) is None:
+        prepare_kernel(
+            home, progress=None if quiet else lambda what: print(f"kernel: {what}", file=sys.stderr)
+        )
+
+
+def _show(check: Check, width: int) -> None:
+    mark, style = _MARKS[check.status]
+    name = f"{check.name:<{width}}"
+    sys.stdout.write(
+        f"{output.styled(mark, *style, stream=sys.stdout)} {name}  {output.printable(check.found)}\n"
+    )
+    if check.status is not Status.OK and check.fix:
+        for line in check.fix.splitlines():
+            sys.stdout.write(f"  {' ' * width}  → {output.printable(line)}\n")

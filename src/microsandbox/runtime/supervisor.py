@@ -83,7 +83,7 @@ class Supervisor:
         """Returns the exit status of this process."""
         console = await self._keep_log("kernel.log", self._machine.console)
         self._errors = await self._keep_log("qemu.log", self._machine.errors)
-        self._start(self._monitor.connect(self._machine.qmp))
+        monitoring = asyncio.ensure_future(self._monitor.connect(self._machine.qmp))
         plan, pid = self._plan, self._machine.pid
         shape = f"{plan.accelerator}, {plan.cpus} CPUs, {plan.memory_mib} MiB, jail of {plan.jail}"
         log.info("QEMU %s runs as process %d: %s", plan.installation.version, pid, shape)
@@ -100,9 +100,10 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             self._machine.kill()
-            await self._machine.wait()
-            await self._monitor.close()
             Path(self._plan.agent_socket).unlink(missing_ok=True)
+            await self._machine.wait()
+            await monitoring  # the end of the machine is the end of its QMP connection too
+            await self._monitor.close()
 
     async def _keep_log(self, name: str, sock: socket.socket) -> LogStream:
         stream = LogStream(RotatingFile(self._plan.logs / name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,8 @@ from microsandbox.store.home import validate_name
 RESERVED_LABEL_PREFIXES = ("sandbox.", "microsandbox.", "service.")
 #: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
 MAX_SCRIPT_BYTES = 3 << 20
+#: CPUs that every host grants; more only where it has half as many. Guests with hundreds do not come up.
+MAX_CPUS = 8
 #: The agent's bounds, said before anything is made.
 MAX_SCRIPTS, MAX_SCRIPT_NAME_BYTES = 512, 255
 
@@ -24,6 +27,9 @@ def validate(config: SandboxConfig) -> None:
     validate_name(config.name)
     if config.cpus == 0:
         raise InvalidConfigError("cpus must be greater than 0")
+    most = max(MAX_CPUS, 2 * (os.cpu_count() or 1))
+    if config.cpus > most:
+        raise InvalidConfigError(f"cpus must be at most {most} on this host, got {config.cpus}")
     if config.memory_mib == 0:
         raise InvalidConfigError("memory must be greater than 0")
     if not config.image.reference:

@@ -15,7 +15,7 @@ class Monitor:
 
     def __init__(self, name: str) -> None:
         self._client = QMPClient(name)
-        self._client.logger.setLevel(logging.CRITICAL)  # a machine that ends takes its monitor along
+        self._client.logger.setLevel(logging.CRITICAL + 1)  # a machine that ends takes its monitor along
         self._listener = EventListener(("SHUTDOWN", "BLOCK_IO_ERROR"), self._on_event)
         self._client.register_listener(self._listener)
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
@@ -26,7 +26,7 @@ class Monitor:
         """Negotiate. A machine that has ended already has nothing to say."""
         try:
             await self._client.connect(sock)
-        except (QMPError, OSError) as error:
+        except (QMPError, OSError, EOFError) as error:
             log.debug("no QMP: %s", error)
 
     async def close(self) -> None:

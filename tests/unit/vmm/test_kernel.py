@@ -299,16 +299,23 @@ def test_a_kernel_of_another_release_with_other_modules_is_not_used(home, agent,
 # other processes
 
 
-def test_processes_that_prepare_at_once_agree(home, agent, image):
-    code = "sys.stdin.readline(); print(kernel.prepare_kernel(home, agent=agent).fingerprint)"
+def test_of_processes_that_prepare_at_once_one_does_the_work_and_all_agree(home, agent, image):
+    code = """
+print("imported", flush=True)
+sys.stdin.readline()
+print(kernel.prepare_kernel(home, agent=agent, progress=print).fingerprint)
+"""
     processes = [script(code, home, agent) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "imported\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = {process.communicate(timeout=60)[0] for process in processes}
+    said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
     kernel = installed_kernel(home, agent=agent)
-    assert said == {f"{kernel.fingerprint}\n"}
+    assert {lines[-1] for lines in said} == {kernel.fingerprint}
+    assert [line for lines in said for line in lines[:-1]] == [f"reading {image}"]
     assert directories(home) == [VERSION]
     assert verify_kernel(kernel) == []
 
