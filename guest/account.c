@@ -131,22 +131,23 @@ static void add_groups(struct text group, struct text name, struct account *acco
     account->groups[account->group_count++] = account->gid;
     while (account->group_count < MAX_GROUPS && next_line(&group, &line)) {
         gid_t gid;
-        if (split(line, fields, GROUP_FIELDS) == GROUP_FIELDS && parse_id(fields[2], &gid) && gid != account->gid &&
-            is_member(fields[3], name))
+        if (split(line, fields, GROUP_FIELDS) == GROUP_FIELDS && parse_id(fields[2], &gid) &&
+            gid != account->gid && is_member(fields[3], name))
             account->groups[account->group_count++] = gid;
     }
 }
 
 static void set_home(struct account *account, struct text home)
 {
-    if (home.length == 0 || home.length >= sizeof account->home || memchr(home.data, '\0', home.length) != NULL)
+    if (home.length == 0 || home.length >= sizeof account->home ||
+        memchr(home.data, '\0', home.length) != NULL)
         home = slice("/", 1);
     memcpy(account->home, home.data, home.length);
     account->home[home.length] = '\0';
 }
 
-bool account_parse(const char *spec, struct text passwd, struct text group, struct account *account, char *error,
-                   size_t size)
+bool account_parse(const char *spec, struct text passwd, struct text group, struct account *account,
+                   char *error, size_t size)
 {
     struct text all = trim(slice(spec, strlen(spec))), name = all, group_name = {NULL, 0};
     const char *colon = memchr(all.data, ':', all.length);
@@ -169,14 +170,15 @@ bool account_parse(const char *spec, struct text passwd, struct text group, stru
     bool numeric = parse_id(name, &id);
     bool known = find_user(passwd, numeric ? NULL : &name, id, &user);
     if (!known && !numeric) {
-        snprintf(error, size, "guest user not found: %.*s", (int)(name.length < MAX_NAME ? name.length : MAX_NAME),
-                 name.data);
+        snprintf(error, size, "guest user not found: %.*s",
+                 (int)(name.length < MAX_NAME ? name.length : MAX_NAME), name.data);
         return false;
     }
     account->uid = known ? user.uid : id;
     account->gid = known ? user.gid : 0;
     set_home(account, known ? user.home : slice("/", 1));
-    if (colon != NULL && !parse_id(group_name, &account->gid) && !find_group(group, group_name, &account->gid)) {
+    if (colon != NULL && !parse_id(group_name, &account->gid) &&
+        !find_group(group, group_name, &account->gid)) {
         snprintf(error, size, "guest group not found: %.*s",
                  (int)(group_name.length < MAX_NAME ? group_name.length : MAX_NAME), group_name.data);
         return false;

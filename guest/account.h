@@ -25,7 +25,8 @@ struct text {
  * What "user", "uid", "user:group" or "uid:gid" means with these files. On failure `error` says why, in the
  * words of the protocol.
  */
-bool account_parse(const char *spec, struct text passwd, struct text group, struct account *, char *error, size_t size);
+bool account_parse(const char *spec, struct text passwd, struct text group, struct account *, char *error,
+                   size_t size);
 
 /* The same with the files of the image. NULL: root. */
 bool account_find(const char *spec, struct account *, char *error, size_t size);

@@ -12,9 +12,9 @@
 
 enum {
     MAX_SESSIONS = 1024,
-    MAX_HANDLES = 8192,           /* open file handles of all clients */
-    MAX_CLIENT_HANDLES = 1024,    /* and of one */
-    CLIENT_STEP = 33554431,       /* correlation ids of one relay client */
+    MAX_HANDLES = 8192,        /* open file handles of all clients */
+    MAX_CLIENT_HANDLES = 1024, /* and of one */
+    CLIENT_STEP = 33554431,    /* correlation ids of one relay client */
     MAX_CLIENTS = 128,
     SESSION_BUCKETS = 256,
 };
@@ -49,7 +49,7 @@ struct agent {
     unsigned limit_count;
     bool restricted;
     int uevents; /* the kernel's reports of devices, while booting */
-    int upper; /* the file system of the writable layer, -1 before it is mounted */
+    int upper;   /* the file system of the writable layer, -1 before it is mounted */
 
     uint64_t started_ns, configured_ns; /* since the kernel started */
 };

@@ -243,8 +243,9 @@ static void check_limits(struct agent *agent, const struct boot_config *config)
     for (unsigned i = 0; i < config->limit_count; i++) {
         const struct limit *limit = &config->limits[i];
         if (limit->soft > limit->hard)
-            boot_fail(agent, "config", EINVAL, "failed to apply rlimit %s=%llu:%llu", limit_name(limit->resource),
-                      (unsigned long long)limit->soft, (unsigned long long)limit->hard);
+            boot_fail(agent, "config", EINVAL, "failed to apply rlimit %s=%llu:%llu",
+                      limit_name(limit->resource), (unsigned long long)limit->soft,
+                      (unsigned long long)limit->hard);
     }
 }
 
@@ -295,9 +296,9 @@ static void say_ready(struct agent *agent)
         const char *key;
         uint64_t value;
     } times[] = {
-        {"boot_time_ns", agent->started_ns},           /* the kernel's part */
-        {"init_time_ns", now - agent->configured_ns},  /* from the configuration to here */
-        {"ready_time_ns", now},                        /* since the kernel started */
+        {"boot_time_ns", agent->started_ns},          /* the kernel's part */
+        {"init_time_ns", now - agent->configured_ns}, /* from the configuration to here */
+        {"ready_time_ns", now},                       /* since the kernel started */
     };
     struct cbor_out put = wire_begin(&agent->wire, 0, MSG_READY);
     cbor_put_map(&put, 5);

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 
 enum { MAX_HOSTNAME = 64, MACHINE_ID = 32, MAX_COMPONENT = 255, MAX_PATH = 4096 };
 
@@ -39,12 +40,35 @@ static bool is_usable_path(const char *path)
     return true;
 }
 
+/* Mount options as mount(8) spells them. */
+static unsigned long read_mount_options(struct cbor *in)
+{
+    static const struct {
+        const char *name;
+        unsigned long flag;
+    } known[] = {{"ro", MS_RDONLY}, {"noexec", MS_NOEXEC}, {"nosuid", MS_NOSUID}, {"nodev", MS_NODEV}};
+    unsigned long flags = 0;
+    struct cbor_level array = cbor_enter_array(in);
+    while (cbor_more(in, &array)) {
+        struct cbor_string option = cbor_text(in);
+        unsigned long flag = 0;
+        for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+            if (cbor_equal(option, known[i].name))
+                flag = known[i].flag;
+        if (flag == 0)
+            cbor_fail(in, "unknown mount option");
+        flags |= flag;
+    }
+    return flags;
+}
+
 static void read_tmpfs(struct cbor *in, struct boot_config *config, struct strings *strings)
 {
     struct cbor_level array = cbor_enter_array(in);
     while (cbor_more(in, &array)) {
         char *path = NULL;
         uint64_t size = 0;
+        unsigned long flags = 0;
         struct cbor_level map = cbor_enter_map(in);
         while (cbor_more(in, &map)) {
             struct cbor_string key = cbor_text(in);
@@ -52,6 +76,8 @@ static void read_tmpfs(struct cbor *in, struct boot_config *config, struct strin
                 path = optional_text(in, strings);
             else if (cbor_equal(key, "size_mib"))
                 size = cbor_null(in) ? 0 : cbor_uint(in);
+            else if (cbor_equal(key, "options"))
+                flags = read_mount_options(in);
             else
                 cbor_skip(in);
         }
@@ -62,6 +88,7 @@ static void read_tmpfs(struct cbor *in, struct boot_config *config, struct strin
         if (in->bad != NULL)
             return;
         config->tmpfs[config->tmpfs_count].path = path;
+        config->tmpfs[config->tmpfs_count].flags = flags;
         config->tmpfs[config->tmpfs_count++].size_mib = size;
     }
 }
@@ -106,7 +133,8 @@ static void read_env(struct cbor *in, struct boot_config *config, struct strings
         cbor_fail(in, "too many environment variables");
 }
 
-static void read_field(struct cbor *in, struct cbor_string key, struct boot_config *config, struct strings *strings)
+static void read_field(struct cbor *in, struct cbor_string key, struct boot_config *config,
+                       struct strings *strings)
 {
     if (cbor_null(in))
         return;
@@ -158,10 +186,11 @@ static void check(struct cbor *in, const struct boot_config *config, const struc
     if (strings->has_nul)
         cbor_fail(in, "a string contains a NUL byte");
     else if (!is_hostname(config->hostname))
-        cbor_fail(in, "the hostname must have 1 to 64 characters, none of them a space, control character or /");
+        cbor_fail(in, "the hostname must have 1 to 64 characters, no space, control character or /");
     else if (!is_machine_id(config->machine_id))
         cbor_fail(in, "the machine id must be 32 lower-case hexadecimal digits");
-    else if (config->lower == NULL || config->lower_type == NULL || config->upper == NULL || config->upper_type == NULL)
+    else if (config->lower == NULL || config->lower_type == NULL || config->upper == NULL ||
+             config->upper_type == NULL)
         cbor_fail(in, "root needs lower, lower_fstype, upper and upper_fstype");
 }
 

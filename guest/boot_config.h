@@ -18,6 +18,7 @@ struct boot_config {
     char *lower, *lower_type, *upper, *upper_type;
     struct {
         char *path;
+        unsigned long flags; /* of mount(2) */
         uint64_t size_mib; /* 0: the kernel's default */
     } tmpfs[MAX_TMPFS];
     unsigned tmpfs_count;

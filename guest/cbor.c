@@ -212,10 +212,11 @@ static bool has_room(struct cbor_out *out, size_t size)
 
 static void put_head(struct cbor_out *out, unsigned major, uint64_t value)
 {
-    unsigned size = value < 24 ? 0 : value <= UINT8_MAX ? 1 : value <= UINT16_MAX ? 2 : value <= UINT32_MAX ? 4 : 8;
+    unsigned info = value < 24 ? (unsigned)value : 24, size = value < 24 ? 0 : 1;
+    for (unsigned bits = 8; size > 0 && bits < 64 && value >> bits != 0; bits *= 2, info++)
+        size *= 2;
     if (!has_room(out, 1 + size))
         return;
-    unsigned info = size == 0 ? (unsigned)value : size == 1 ? 24 : size == 2 ? 25 : size == 4 ? 26 : 27;
     *out->at++ = (uint8_t)(major << 5 | info);
     while (size-- > 0)
         *out->at++ = (uint8_t)(value >> (8 * size));
@@ -272,14 +273,16 @@ void cbor_put_bytes(struct cbor_out *out, const void *data, size_t length)
 static size_t sequence_length(const uint8_t *text, size_t available)
 {
     uint8_t first = text[0];
-    size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+    size_t length = 1;
+    if (first >= 0x80)
+        length = first < 0xc2 || first > 0xf4 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
     if (length > available)
         return 0;
     for (size_t i = 1; i < length; i++)
         if ((text[i] & 0xc0) != 0x80)
             return 0;
-    if ((first == 0xe0 && text[1] < 0xa0) || (first == 0xed && text[1] > 0x9f) || (first == 0xf0 && text[1] < 0x90) ||
-        (first == 0xf4 && text[1] > 0x8f))
+    if ((first == 0xe0 && text[1] < 0xa0) || (first == 0xed && text[1] > 0x9f) ||
+        (first == 0xf0 && text[1] < 0x90) || (first == 0xf4 && text[1] > 0x8f))
         return 0;
     return length;
 }

@@ -12,7 +12,8 @@
 
 #include <stdio.h>
 
-static void refuse(struct agent *agent, uint32_t id, const char *kind, struct cbor_string type, const char *text)
+static void refuse(struct agent *agent, uint32_t id, const char *kind, struct cbor_string type,
+                   const char *text)
 {
     struct session *session = session_find(agent, id);
     if (session != NULL)
@@ -147,7 +148,8 @@ void dispatch(struct agent *agent, const struct frame *frame)
     }
     uint8_t flags = message_kinds[kind].flags;
     if (frame->flags != flags) {
-        snprintf(text, sizeof text, "invalid flags for %.*s: got %u, expected %u", length, name, frame->flags, flags);
+        snprintf(text, sizeof text, "invalid flags for %.*s: got %u, expected %u", length, name, frame->flags,
+                 flags);
         refuse(agent, frame->id, "invalid_flags", envelope.type, text);
         return;
     }

@@ -7,9 +7,8 @@
  */
 #include "exec.h"
 
-#include "exec_request.h"
-#include "spawn.h"
-#include "strlist.h"
+#include "exec_env.h"
+#include "exec_failure.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,182 +23,15 @@
 
 enum { SHARE = 32 << 10, MAX_MESSAGE = 512 };
 
-#define SCRIPTS "/.msb/scripts"
-
 struct exec {
     struct session session;
     pid_t group;
     bool terminal;
-    bool input_ends;      /* close it when its queue is empty */
-    bool finished;        /* in the ordinary way: what is left of its group may live on */
+    bool input_ends; /* close it when its queue is empty */
+    bool finished;   /* in the ordinary way: what is left of its group may live on */
     struct outlet input;
     struct watch output[2]; /* stdout and stderr; a terminal has one */
 };
-
-static const struct {
-    int number;
-    const char *name, *kind;
-} errors[] = {
-    {ENOENT, "ENOENT", "not_found"},          {ENOTDIR, "ENOTDIR", "bad_cwd"},
-    {EACCES, "EACCES", "permission_denied"},  {EPERM, "EPERM", "permission_denied"},
-    {ENOEXEC, "ENOEXEC", "not_executable"},   {EISDIR, "EISDIR", "not_executable"},
-    {ETXTBSY, "ETXTBSY", "not_executable"},   {E2BIG, "E2BIG", "bad_args"},
-    {ELOOP, "ELOOP", "bad_args"},             {ENAMETOOLONG, "ENAMETOOLONG", "bad_args"},
-    {EFAULT, "EFAULT", "bad_args"},           {EMFILE, "EMFILE", "resource_limit"},
-    {ENFILE, "ENFILE", "resource_limit"},     {EAGAIN, "EAGAIN", "resource_limit"},
-    {ENOMEM, "ENOMEM", "out_of_memory"},      {EBUSY, "EBUSY", "other"},
-    {EINVAL, "EINVAL", "other"},              {EIO, "EIO", "other"},
-    {ENOSYS, "ENOSYS", "other"},              {ENXIO, "ENXIO", "other"},
-    {EPIPE, "EPIPE", "other"},                {EBADF, "EBADF", "other"},
-    {ENOSPC, "ENOSPC", "other"},              {EFBIG, "EFBIG", "other"},
-    {ENOBUFS, "ENOBUFS", "other"},
-};
-
-static const char *error_name(int number)
-{
-    for (unsigned i = 0; i < sizeof errors / sizeof *errors; i++)
-        if (errors[i].number == number)
-            return errors[i].name;
-    return NULL;
-}
-
-static const char *error_kind(int number)
-{
-    for (unsigned i = 0; i < sizeof errors / sizeof *errors; i++)
-        if (errors[i].number == number)
-            return errors[i].kind;
-    return "other";
-}
-
-/* errno and errno_name, for a map that has room for both. */
-static void put_errno(struct cbor_out *put, int number)
-{
-    const char *name = error_name(number);
-    cbor_put_text(put, "errno");
-    if (number != 0)
-        cbor_put_int(put, number);
-    else
-        cbor_put_null(put);
-    cbor_put_text(put, "errno_name");
-    if (name != NULL)
-        cbor_put_text(put, name);
-    else
-        cbor_put_null(put);
-}
-
-static void send_failed(struct agent *agent, uint32_t id, const char *kind, int number, const char *stage,
-                        const char *message)
-{
-    struct cbor_out put = wire_begin(&agent->wire, id, MSG_EXEC_FAILED);
-    cbor_put_map(&put, stage != NULL ? 5 : 4);
-    cbor_put_text(&put, "kind");
-    cbor_put_text(&put, kind);
-    put_errno(&put, number);
-    cbor_put_text(&put, "message");
-    cbor_put_text(&put, message);
-    if (stage != NULL) {
-        cbor_put_text(&put, "stage");
-        cbor_put_text(&put, stage);
-    }
-    wire_end(&agent->wire, &put);
-}
-
-/* Why a command did not start, with the command's name. */
-static void fail_spawn(struct agent *agent, uint32_t id, const struct exec_request *request, const char *kind,
-                       int number, const char *stage, const char *detail)
-{
-    char message[MAX_MESSAGE];
-    snprintf(message, sizeof message, "spawn \"%.200s\": %s", request->argv[0], detail);
-    send_failed(agent, id, kind, number, stage, message);
-}
-
-static void fail_stage(struct agent *agent, uint32_t id, const struct exec_request *request, const struct spawn *spawn)
-{
-    struct os_error error = os_error(spawn->error);
-    const char *kind = error_kind(spawn->error), *stage = request->tty ? "execvp" : "Command::spawn";
-    char detail[MAX_MESSAGE];
-
-    snprintf(detail, sizeof detail, "%s", error.text);
-    switch (spawn->stage) {
-    case SPAWN_CLONE:
-        stage = "fork";
-        break;
-    case SPAWN_SESSION:
-    case SPAWN_STDIO:
-        stage = "stdio";
-        break;
-    case SPAWN_TERMINAL:
-        kind = "pty_setup_failed";
-        stage = "setctty";
-        break;
-    case SPAWN_CWD:
-        kind = "bad_cwd";
-        stage = "chdir";
-        snprintf(detail, sizeof detail, "working directory \"%.200s\": %s", request->cwd, error.text);
-        break;
-    case SPAWN_PROFILE:
-        stage = "security profile";
-        snprintf(detail, sizeof detail, "security profile: %s", error.text);
-        break;
-    case SPAWN_LIMITS:
-        stage = "setrlimit";
-        snprintf(detail, sizeof detail, "resource limits: %s", error.text);
-        break;
-    case SPAWN_GROUPS:
-    case SPAWN_USER:
-        kind = "user_setup_failed";
-        stage = spawn->stage == SPAWN_USER ? "setuid" : "setgroups";
-        snprintf(detail, sizeof detail, "user \"%.100s\": %s", request->user != NULL ? request->user : "", error.text);
-        break;
-    case SPAWN_EXEC:
-        /* Also what the loader of the program reports; the directory was entered before. */
-        if (spawn->error == ENOTDIR)
-            kind = "not_found";
-        break;
-    }
-    fail_spawn(agent, id, request, kind, spawn->error, stage, detail);
-}
-
-/* A later entry takes the place of one with the same name; what is no "K=V" is left out. */
-static void set_variable(struct list *env, char *entry)
-{
-    const char *equals = strchr(entry, '=');
-    if (equals == NULL || equals == entry)
-        return;
-    size_t length = (size_t)(equals - entry) + 1;
-    for (size_t i = 0; i < env->count; i++) {
-        if (strncmp(env->items[i], entry, length) == 0) {
-            env->items[i] = entry;
-            return;
-        }
-    }
-    list_add(env, entry, 2 * MAX_ENVIRONMENT);
-}
-
-static char *find_variable(const struct list *env, const char *name)
-{
-    size_t length = strlen(name);
-    for (size_t i = 0; i < env->count; i++)
-        if (strncmp(env->items[i], name, length) == 0)
-            return env->items[i] + length;
-    return NULL;
-}
-
-/* PATH with the sandbox's scripts in front; NULL when there is no memory or they are there already. */
-static char *path_with_scripts(const struct list *env)
-{
-    const char *path = find_variable(env, "PATH=");
-    size_t length = strlen(SCRIPTS);
-    if (path == NULL)
-        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    if (strncmp(path, SCRIPTS, length) == 0 && (path[length] == ':' || path[length] == '\0'))
-        return NULL;
-    size_t size = strlen("PATH=" SCRIPTS ":") + strlen(path) + 1;
-    char *entry = malloc(size);
-    if (entry != NULL)
-        snprintf(entry, size, "PATH=" SCRIPTS ":%s", path);
-    return entry;
-}
 
 struct stdio {
     int child[3];
@@ -229,7 +61,8 @@ static bool open_pipes(struct stdio *stdio)
     return true;
 }
 
-static bool open_terminal(struct stdio *stdio, const struct exec_request *request, const struct account *account)
+static bool open_terminal(struct stdio *stdio, const struct exec_request *request,
+                          const struct account *account)
 {
     struct winsize size = {.ws_row = request->rows, .ws_col = request->cols};
     int unlocked = 0;
@@ -266,13 +99,13 @@ static bool adopt(struct agent *agent, struct exec *exec, struct stdio *stdio)
     return watched;
 }
 
-static void start_command(struct agent *agent, uint32_t id, const struct exec_request *request, struct spawn *spawn,
-                          struct stdio *stdio)
+static void start_command(struct agent *agent, uint32_t id, const struct exec_request *request,
+                          struct spawn *spawn, struct stdio *stdio)
 {
     struct exec *exec = session_start(agent, id, &exec_kind, sizeof *exec);
     if (exec == NULL) {
         const char *detail = errno == EAGAIN ? "too many sessions" : "out of memory";
-        fail_spawn(agent, id, request, error_kind(errno), errno, "fork", detail);
+        exec_spawn_failed(agent, id, request, exec_error_kind(errno), errno, "fork", detail);
         return;
     }
     exec->terminal = request->tty;
@@ -283,9 +116,10 @@ static void start_command(struct agent *agent, uint32_t id, const struct exec_re
     pid_t pid = watched ? spawn_command(spawn) : -1;
     if (pid < 0) {
         if (!watched)
-            fail_spawn(agent, id, request, "resource_limit", ENOMEM, "stdio", "too many descriptors are watched");
+            exec_spawn_failed(agent, id, request, "resource_limit", ENOMEM, "stdio",
+                              "too many descriptors are watched");
         else
-            fail_stage(agent, id, request, spawn);
+            exec_stage_failed(agent, id, request, spawn);
         session_end(agent, &exec->session);
         return;
     }
@@ -299,38 +133,33 @@ static void start_command(struct agent *agent, uint32_t id, const struct exec_re
 }
 
 /* What is given to the child: environment, user, descriptors. */
-static void prepare(struct agent *agent, uint32_t id, struct exec_request *request, struct list *env)
+static void prepare(struct agent *agent, uint32_t id, struct exec_request *request)
 {
     struct account account;
     char home[MAX_HOME + 8], error[MAX_NAME + 64], message[MAX_MESSAGE];
     const char *user = request->user != NULL ? request->user : agent->user;
     struct stdio stdio = {{-1, -1, -1}, {-1, -1, -1}};
+    char *path;
 
     if (!account_find(user, &account, error, sizeof error)) {
         snprintf(message, sizeof message, "exec session error: %s", error);
-        send_failed(agent, id, "other", 0, NULL, message);
+        exec_failed(agent, id, "other", 0, NULL, message);
         return;
     }
-    for (char **entry = agent->env; entry != NULL && *entry != NULL; entry++)
-        set_variable(env, *entry);
     snprintf(home, sizeof home, "HOME=%s", account.home);
-    set_variable(env, home);
-    for (char **entry = request->env; entry != NULL && *entry != NULL; entry++)
-        set_variable(env, *entry);
-    char *path = path_with_scripts(env);
-    if (path != NULL)
-        set_variable(env, path);
-
-    if (env->failed) {
-        fail_spawn(agent, id, request, "bad_args", E2BIG, NULL, "too many environment variables");
-    } else if (!(request->tty ? open_terminal(&stdio, request, user != NULL ? &account : NULL) : open_pipes(&stdio))) {
+    struct list env = exec_environment(agent->env, home, request->env, &path);
+    if (env.failed) {
+        exec_spawn_failed(agent, id, request, "bad_args", E2BIG, NULL, "too many environment variables");
+    } else if (!(request->tty ? open_terminal(&stdio, request, user != NULL ? &account : NULL)
+                              : open_pipes(&stdio))) {
         struct os_error reason = os_error(errno);
-        const char *kind = request->tty ? "pty_setup_failed" : error_kind(errno);
-        fail_spawn(agent, id, request, kind, errno, request->tty ? "openpty" : "Command::spawn", reason.text);
+        const char *kind = request->tty ? "pty_setup_failed" : exec_error_kind(errno);
+        exec_spawn_failed(agent, id, request, kind, errno, request->tty ? "openpty" : "Command::spawn",
+                          reason.text);
     } else {
         struct spawn spawn = {
             .argv = request->argv,
-            .env = env->items,
+            .env = env.items,
             .cwd = request->cwd != NULL ? request->cwd : "/",
             .stdio = {stdio.child[0], stdio.child[1], stdio.child[2]},
             .terminal = request->tty,
@@ -345,40 +174,27 @@ static void prepare(struct agent *agent, uint32_t id, struct exec_request *reque
     }
     close_all(stdio.child);
     close_all(stdio.agent);
+    free(env.items);
     free(path);
 }
 
 const char *exec_start(struct agent *agent, uint32_t id, struct cbor *payload)
 {
     struct exec_request request;
-    struct list env = {NULL, 0, 0, false};
     const char *bad = exec_request_decode(payload, &request);
     if (bad == NULL && request.refusal != NULL)
-        fail_spawn(agent, id, &request, "bad_args", 0, NULL, request.refusal);
+        exec_spawn_failed(agent, id, &request, "bad_args", 0, NULL, request.refusal);
     else if (bad == NULL)
-        prepare(agent, id, &request, &env);
-    free(env.items);
+        prepare(agent, id, &request);
     exec_request_free(&request);
     return bad;
-}
-
-static void send_input_error(struct agent *agent, struct exec *exec, int number)
-{
-    char message[MAX_MESSAGE];
-    snprintf(message, sizeof message, "write stdin: %s", os_error(number).text);
-    struct cbor_out put = wire_begin(&agent->wire, exec->session.id, MSG_EXEC_STDIN_ERROR);
-    cbor_put_map(&put, 3);
-    put_errno(&put, number);
-    cbor_put_text(&put, "message");
-    cbor_put_text(&put, message);
-    wire_end(&agent->wire, &put);
 }
 
 /* Closes the input once it is wanted and everything was written; says why when it breaks. */
 static void settle_input(struct agent *agent, struct exec *exec, int error)
 {
     if (error != 0)
-        send_input_error(agent, exec, error);
+        exec_input_failed(agent, exec->session.id, error);
     else if (exec->input_ends && outlet_empty(&exec->input))
         outlet_close(agent, &exec->input);
 }
@@ -422,7 +238,8 @@ static void resize(struct exec *exec, uint64_t rows, uint64_t columns)
         ioctl(exec->output[0].fd, TIOCSWINSZ, &size);
 }
 
-static const char *message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *message(struct agent *agent, struct session *session, enum message kind,
+                           struct cbor *payload)
 {
     struct exec *exec = (struct exec *)session;
     struct cbor_string data = {NULL, 0};
@@ -509,7 +326,8 @@ static const struct session_kind exec_kind = {message, run, release};
 unsigned exec_terminate_all(struct agent *agent)
 {
     unsigned count = 0;
-    for (struct session *session = session_next(agent, NULL); session != NULL; session = session_next(agent, session))
+    for (struct session *session = session_next(agent, NULL); session != NULL;
+         session = session_next(agent, session))
         if (session->kind == &exec_kind && session->child > 0 && kill(session->child, SIGTERM) == 0)
             count++;
     return count;
@@ -518,7 +336,8 @@ unsigned exec_terminate_all(struct agent *agent)
 unsigned exec_count(struct agent *agent)
 {
     unsigned count = 0;
-    for (struct session *session = session_next(agent, NULL); session != NULL; session = session_next(agent, session))
+    for (struct session *session = session_next(agent, NULL); session != NULL;
+         session = session_next(agent, session))
         count += session->kind == &exec_kind && session->child > 0;
     return count;
 }

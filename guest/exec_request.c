@@ -28,8 +28,8 @@ static uint16_t read_size(struct cbor *in)
     return (uint16_t)value;
 }
 
-static void read_field(struct cbor *in, struct cbor_string key, struct exec_request *request, struct strings *strings,
-                       struct list *argv, struct list *env)
+static void read_field(struct cbor *in, struct cbor_string key, struct exec_request *request,
+                       struct strings *strings, struct list *argv, struct list *env)
 {
     if (cbor_equal(key, "cmd"))
         argv->items[0] = strings_add(strings, cbor_text(in));

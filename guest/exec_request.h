@@ -7,8 +7,8 @@
 enum { MAX_ARGUMENTS = 65536, MAX_ENVIRONMENT = 4096 };
 
 struct exec_request {
-    char **argv; /* the command and its arguments, ends with NULL */
-    char **env;  /* "K=V", ends with NULL */
+    char **argv;      /* the command and its arguments, ends with NULL */
+    char **env;       /* "K=V", ends with NULL */
     char *cwd, *user; /* NULL: not given */
     bool tty;
     uint16_t rows, cols;

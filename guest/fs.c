@@ -72,15 +72,21 @@ static void answer_text(struct agent *agent, uint32_t id, const char *key, const
 
 void fs_put_info(struct cbor_out *put, const char *path, const struct stat *info)
 {
-    const char *kind = S_ISREG(info->st_mode) ? "file" : S_ISDIR(info->st_mode) ? "dir" : S_ISLNK(info->st_mode) ? "symlink" : "other";
+    const char *kind = "other";
     const struct {
         const char *key;
         int64_t value;
     } fields[] = {
-        {"size", info->st_size},          {"mode", info->st_mode},          {"modified", info->st_mtim.tv_sec},
-        {"uid", info->st_uid},            {"gid", info->st_gid},            {"atime", info->st_atim.tv_sec},
+        {"size", info->st_size},         {"mode", info->st_mode}, {"modified", info->st_mtim.tv_sec},
+        {"uid", info->st_uid},           {"gid", info->st_gid},   {"atime", info->st_atim.tv_sec},
         {"mtime", info->st_mtim.tv_sec},
     };
+    if (S_ISREG(info->st_mode))
+        kind = "file";
+    else if (S_ISDIR(info->st_mode))
+        kind = "dir";
+    else if (S_ISLNK(info->st_mode))
+        kind = "symlink";
     cbor_put_map(put, 2 + sizeof fields / sizeof *fields);
     cbor_put_text(put, "path");
     cbor_put_text(put, path);
@@ -217,9 +223,11 @@ static int set_attributes(int fd, const char *path, bool follow, const struct fs
         return -1;
     if (given & ATTR_MODE && (fd >= 0 ? fchmod(fd, mode) : chmod(path, mode)) < 0)
         return -1;
-    if (given & (ATTR_UID | ATTR_GID) && (fd >= 0 ? fchown(fd, uid, gid) : fchownat(AT_FDCWD, path, uid, gid, flags)) < 0)
+    if (given & (ATTR_UID | ATTR_GID) &&
+        (fd >= 0 ? fchown(fd, uid, gid) : fchownat(AT_FDCWD, path, uid, gid, flags)) < 0)
         return -1;
-    if (given & (ATTR_ATIME | ATTR_MTIME) && (fd >= 0 ? futimens(fd, times) : utimensat(AT_FDCWD, path, times, flags)) < 0)
+    if (given & (ATTR_ATIME | ATTR_MTIME) &&
+        (fd >= 0 ? futimens(fd, times) : utimensat(AT_FDCWD, path, times, flags)) < 0)
         return -1;
     return 0;
 }
@@ -231,7 +239,8 @@ static void set_stat(struct agent *agent, uint32_t id, const struct fs_request *
     if (on_link && request->attributes.given & ATTR_MODE)
         fs_fail(agent, id, "chmod on symlink without following is not supported");
     else
-        finish(agent, id, "setstat", set_attributes(-1, request->path, request->follow, &request->attributes));
+        finish(agent, id, "setstat",
+               set_attributes(-1, request->path, request->follow, &request->attributes));
 }
 
 static void with_handle(struct agent *agent, uint32_t id, const struct fs_request *request)

@@ -13,11 +13,11 @@ struct handle {
     uint64_t number;
     uint32_t client;
     int fd;
-    DIR *directory;   /* NULL for a file */
+    DIR *directory; /* NULL for a file */
     bool readable, writable;
-    bool closed;      /* by the host; it goes when the last stream that uses it ends */
+    bool closed; /* by the host; it goes when the last stream that uses it ends */
     unsigned streams;
-    char path[];      /* of a directory */
+    char path[]; /* of a directory */
 };
 
 /* Returns NULL, or why the request cannot be read; everything else is answered. */

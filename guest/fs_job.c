@@ -58,9 +58,11 @@ static int copy_file(const char *source, const char *target)
         return errno;
     if (!S_ISREG(info.st_mode))
         return S_ISDIR(info.st_mode) ? EISDIR : EINVAL;
-    if (stat(target, &target_info) == 0 && target_info.st_dev == info.st_dev && target_info.st_ino == info.st_ino)
+    if (stat(target, &target_info) == 0 && target_info.st_dev == info.st_dev &&
+        target_info.st_ino == info.st_ino)
         return EINVAL; /* onto itself: truncating it would lose it */
-    int to = open(target, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, info.st_mode & 0777);
+    int to =
+        open(target, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, info.st_mode & 0777);
     if (to < 0 || fstat(to, &target_info) < 0)
         return errno;
     if (S_ISREG(target_info.st_mode) && fchmod(to, info.st_mode & 07777) < 0)
@@ -76,7 +78,7 @@ static int copy_file(const char *source, const char *target)
 static int empty_tree(int top)
 {
     DIR **open_directories = calloc(MAX_DEPTH, sizeof *open_directories);
-    char(*names)[NAME_MAX + 1] = calloc(MAX_DEPTH, sizeof *names);
+    char (*names)[NAME_MAX + 1] = calloc(MAX_DEPTH, sizeof *names);
     unsigned depth = 0;
 
     if (open_directories == NULL || names == NULL)
@@ -151,7 +153,8 @@ static void run(struct agent *agent, struct session *session)
     session_end(agent, session);
 }
 
-static const char *message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *message(struct agent *agent, struct session *session, enum message kind,
+                           struct cbor *payload)
 {
     (void)agent, (void)session, (void)kind, (void)payload;
     return NULL;

@@ -128,7 +128,8 @@ static void run(struct agent *agent, struct session *session)
     session_wake(agent, session);
 }
 
-static const char *message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *message(struct agent *agent, struct session *session, enum message kind,
+                           struct cbor *payload)
 {
     (void)agent, (void)session, (void)kind, (void)payload;
     return NULL;

@@ -141,8 +141,12 @@ static void read_fields(struct cbor *in, struct fs_request *request, struct stri
         }
     }
     unsigned missing = operations[request->operation].needs & ~found;
-    if (in->bad == NULL && missing != 0)
-        cbor_fail(in, missing & NEED_PATH ? "missing field `path`" : missing & NEED_OTHER ? "missing field `dst`" : "missing field `handle`");
+    if (in->bad != NULL || missing == 0)
+        return;
+    if (missing & NEED_PATH)
+        cbor_fail(in, "missing field `path`");
+    else
+        cbor_fail(in, missing & NEED_OTHER ? "missing field `dst`" : "missing field `handle`");
 }
 
 /* {"Name": {fields}} */

@@ -31,7 +31,8 @@ struct writing {
     uint64_t length;
 };
 
-static struct handle *find_file(struct agent *agent, uint32_t id, const struct fs_request *request, bool write)
+static struct handle *find_file(struct agent *agent, uint32_t id, const struct fs_request *request,
+                                bool write)
 {
     struct handle *handle = handle_find(agent, id, request->handle);
     if (handle == NULL)
@@ -39,7 +40,8 @@ static struct handle *find_file(struct agent *agent, uint32_t id, const struct f
     if (handle->directory != NULL)
         fs_fail(agent, id, "handle %" PRIu64 " is a directory", handle->number);
     else if (write ? !handle->writable : !handle->readable)
-        fs_fail(agent, id, "handle %" PRIu64 " is not open for %s", handle->number, write ? "writing" : "reading");
+        fs_fail(agent, id, "handle %" PRIu64 " is not open for %s", handle->number,
+                write ? "writing" : "reading");
     else
         return handle;
     return NULL;
@@ -60,7 +62,8 @@ static bool check_offset(struct agent *agent, uint32_t id, int fd, uint64_t offs
     return true;
 }
 
-static void *start(struct agent *agent, uint32_t id, const struct session_kind *kind, size_t size, const char *operation)
+static void *start(struct agent *agent, uint32_t id, const struct session_kind *kind, size_t size,
+                   const char *operation)
 {
     void *session = session_start(agent, id, kind, size);
     if (session == NULL && errno == EAGAIN)
@@ -126,7 +129,8 @@ static void run_read(struct agent *agent, struct session *session)
     }
 }
 
-static const char *no_message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *no_message(struct agent *agent, struct session *session, enum message kind,
+                              struct cbor *payload)
 {
     (void)agent, (void)session, (void)kind, (void)payload;
     return NULL;
@@ -167,15 +171,16 @@ static void settle_write(struct agent *agent, struct writing *writing, int error
     if (error == 0 && !(writing->ending && outlet_empty(&writing->outlet)))
         return;
     if (error == 0 && writing->has_length && writing->length != writing->outlet.written) {
-        fs_fail(agent, session->id, "write length mismatch: expected %" PRIu64 ", wrote %" PRIu64, writing->length,
-                writing->outlet.written);
+        fs_fail(agent, session->id, "write length mismatch: expected %" PRIu64 ", wrote %" PRIu64,
+                writing->length, writing->outlet.written);
         session_end(agent, session);
         return;
     }
     finish(agent, session, "write", error);
 }
 
-static const char *write_message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *write_message(struct agent *agent, struct session *session, enum message kind,
+                                 struct cbor *payload)
 {
     struct writing *writing = (struct writing *)session;
     struct cbor_string data = {NULL, 0};

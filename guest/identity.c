@@ -48,7 +48,8 @@ static void replace_file(struct agent *agent, int directory, const char *name, c
     const char *partial = ".msb-partial";
     unlinkat(directory, partial, 0);
     int fd = openat(directory, partial, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-    if (fd < 0 || !write_all(fd, data, size) || fchmod(fd, mode) < 0 || renameat(directory, partial, directory, name) < 0)
+    if (fd < 0 || !write_all(fd, data, size) || fchmod(fd, mode) < 0 ||
+        renameat(directory, partial, directory, name) < 0)
         boot_fail(agent, "mount", errno, "the file %s cannot be written", name);
     close(fd);
 }
@@ -82,7 +83,8 @@ static void write_machine_id(struct agent *agent, int etc, const char *id)
 static void extend_profile(struct agent *agent, int etc)
 {
     struct stat info;
-    int fd = openat(etc, "profile", O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0644);
+    int fd = openat(etc, "profile",
+                    O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0644);
     if (fd < 0 && (errno == ELOOP || errno == ENXIO || errno == EISDIR))
         return;
     if (fd < 0 || fstat(fd, &info) < 0)

@@ -45,7 +45,8 @@ static void mount_all(struct agent *agent, const struct mount_point *points, siz
     for (size_t i = 0; i < count; i++) {
         const struct mount_point *point = &points[i];
         make_directory(agent, point->target);
-        if (mount(point->type, point->target, point->type, point->flags, point->options) < 0 && errno != EBUSY)
+        if (mount(point->type, point->target, point->type, point->flags, point->options) < 0 &&
+            errno != EBUSY)
             boot_fail(agent, "mount", errno, "%s cannot be mounted on %s", point->type, point->target);
     }
 }
@@ -104,8 +105,8 @@ static void forget_cached_blocks(struct agent *agent, const char *stage, const c
     close(fd);
 }
 
-static void mount_disk(struct agent *agent, int uevents, const char *stage, const char *device, const char *type,
-                       const char *target, unsigned long flags)
+static void mount_disk(struct agent *agent, int uevents, const char *stage, const char *device,
+                       const char *type, const char *target, unsigned long flags)
 {
     if (!wait_for_device(uevents, device, DEVICE_WAIT_S))
         boot_fail(agent, stage, ENOENT, "the disk %s does not appear", device);
@@ -176,7 +177,8 @@ static void make_temporary(struct agent *agent, const char *name)
     char path[16];
     struct stat info;
     snprintf(path, sizeof path, "%s", name);
-    if (!make_path(path) || stat(path, &info) < 0 || ((info.st_mode & 07777) != 01777 && chmod(path, 01777) < 0))
+    if (!make_path(path) || stat(path, &info) < 0 ||
+        ((info.st_mode & 07777) != 01777 && chmod(path, 01777) < 0))
         boot_fail(agent, "image", errno, "%s cannot be made a directory for everybody", name);
 }
 
@@ -187,8 +189,9 @@ void mount_tmpfs(struct agent *agent, const struct boot_config *config)
         uint64_t size = config->tmpfs[i].size_mib;
         int length = snprintf(options, sizeof options, "mode=%s", is_temporary(path) ? "1777" : "0755");
         if (size > 0)
-            snprintf(options + length, sizeof options - (size_t)length, ",size=%llum", (unsigned long long)size);
-        unsigned long flags = config->restricted ? MS_NOSUID | MS_NODEV : 0;
+            snprintf(options + length, sizeof options - (size_t)length, ",size=%llum",
+                     (unsigned long long)size);
+        unsigned long flags = config->tmpfs[i].flags | (config->restricted ? MS_NOSUID | MS_NODEV : 0);
         if (!make_path(path))
             boot_fail(agent, "mount", errno, "the directory %s for a tmpfs cannot be made", path);
         if (mount("tmpfs", path, "tmpfs", flags, options) < 0)

@@ -129,7 +129,8 @@ int sessions_timeout_ms(struct agent *agent)
     if (agent->deadline_count == 0)
         return -1;
     uint64_t now = now_ns(), next = UINT64_MAX;
-    for (struct session *session = session_next(agent, NULL); session != NULL; session = session_next(agent, session)) {
+    for (struct session *session = session_next(agent, NULL); session != NULL;
+         session = session_next(agent, session)) {
         if (session->deadline_ns == 0)
             continue;
         if (session->deadline_ns <= now)
@@ -142,7 +143,8 @@ int sessions_timeout_ms(struct agent *agent)
 
 void sessions_reaped(struct agent *agent, pid_t child, int status)
 {
-    for (struct session *session = session_next(agent, NULL); session != NULL; session = session_next(agent, session)) {
+    for (struct session *session = session_next(agent, NULL); session != NULL;
+         session = session_next(agent, session)) {
         if (session->child != child)
             continue;
         session->child = 0;

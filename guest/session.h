@@ -46,7 +46,8 @@ struct watch {
 /* A new session of `size` zeroed bytes; NULL when there are too many, errno says EAGAIN or ENOMEM. */
 void *session_start(struct agent *, uint32_t id, const struct session_kind *, size_t size);
 struct session *session_find(struct agent *, uint32_t id);
-struct session *session_next(struct agent *, struct session *); /* all of them, in no order; NULL: the first */
+struct session *session_next(struct agent *,
+                             struct session *); /* all of them, in no order; NULL: the first */
 void session_wake(struct agent *, struct session *);
 void session_end(struct agent *, struct session *);
 void session_set_deadline(struct agent *, struct session *, uint64_t when_ns);

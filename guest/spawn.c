@@ -93,7 +93,8 @@ static bool switch_user(struct spawn *spawn)
     if (account == NULL)
         return true;
     spawn->stage = SPAWN_GROUPS;
-    if (syscall(SYS_setgroups, account->group_count, account->groups) < 0 || syscall(SYS_setgid, account->gid) < 0)
+    if (syscall(SYS_setgroups, account->group_count, account->groups) < 0 ||
+        syscall(SYS_setgid, account->gid) < 0)
         return false;
     spawn->stage = SPAWN_USER;
     return syscall(SYS_setuid, account->uid) == 0;
@@ -162,7 +163,8 @@ static int child(void *argument)
     if (spawn->restricted && !restrict_privileges())
         goto failed;
     spawn->stage = SPAWN_LIMITS;
-    if (!apply_limits(spawn->base_limits, spawn->base_limit_count) || !apply_limits(spawn->limits, spawn->limit_count))
+    if (!apply_limits(spawn->base_limits, spawn->base_limit_count) ||
+        !apply_limits(spawn->limits, spawn->limit_count))
         goto failed;
     set_scheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, CHILD_PRIORITY);
     if (!switch_user(spawn))

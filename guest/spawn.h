@@ -22,9 +22,9 @@ struct spawn {
     char *const *argv, *const *env;
     const char *cwd;
     int stdio[3];
-    bool terminal;                  /* stdio[0] becomes the controlling terminal */
-    bool restricted;                /* the security profile */
-    const struct account *account;  /* NULL: stay root */
+    bool terminal;                 /* stdio[0] becomes the controlling terminal */
+    bool restricted;               /* the security profile */
+    const struct account *account; /* NULL: stay root */
     const struct limit *base_limits, *limits;
     unsigned base_limit_count, limit_count;
     /* Set by the child while this process waits for it. */
@@ -32,7 +32,7 @@ struct spawn {
     volatile int error;
 };
 
-/* The new process, leader of its own session and group; -1 with `stage` and `error` set when there is none. */
+/* The new process, leader of its own session and group; -1, with `stage` and `error` set, if there is none. */
 pid_t spawn_command(struct spawn *);
 
 /* Of this process: a real-time priority, or none. spawn_command() is to be called with one. */

@@ -42,9 +42,9 @@ struct tcp {
     struct job job;
     struct addresses addresses;
     unsigned next_address;
-    int error;             /* of the last attempt */
-    struct watch socket;   /* connecting, then reading */
-    struct outlet outlet;  /* writing, by a descriptor of its own */
+    int error;            /* of the last attempt */
+    struct watch socket;  /* connecting, then reading */
+    struct outlet outlet; /* writing, by a descriptor of its own */
     bool host_ended, guest_ended;
     uint16_t port;
     char host[MAX_HOST];
@@ -251,7 +251,8 @@ static void send_data(struct agent *agent, struct tcp *tcp, struct cbor_string d
     }
 }
 
-static const char *message(struct agent *agent, struct session *session, enum message kind, struct cbor *payload)
+static const char *message(struct agent *agent, struct session *session, enum message kind,
+                           struct cbor *payload)
 {
     struct tcp *tcp = (struct tcp *)session;
     struct cbor_string data = {NULL, 0};

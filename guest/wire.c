@@ -109,7 +109,8 @@ bool wire_next(struct wire *wire, struct frame *frame)
 bool wire_has_input(const struct wire *wire)
 {
     struct frame frame;
-    return wire->readable || frame_parse(wire->in.data + wire->in.head, wire->in.tail - wire->in.head, &frame) > 0;
+    return wire->readable ||
+           frame_parse(wire->in.data + wire->in.head, wire->in.tail - wire->in.head, &frame) > 0;
 }
 
 bool wire_has_room(const struct wire *wire)

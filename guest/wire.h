@@ -47,7 +47,7 @@ struct wire {
 ssize_t frame_parse(const uint8_t *data, size_t available, struct frame *);
 
 bool wire_init(struct wire *, int fd);
-bool wire_receive(struct wire *);             /* one read; false when there is nothing to read now */
+bool wire_receive(struct wire *);              /* one read; false when there is nothing to read now */
 bool wire_next(struct wire *, struct frame *); /* valid until the next wire_receive() */
 bool wire_has_input(const struct wire *);
 bool wire_has_room(const struct wire *);

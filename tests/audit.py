@@ -5,9 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from microsandbox.store.database import Database
+from microsandbox.sandbox.context import Context
 from microsandbox.store.files import PARTIAL_PREFIX
-from microsandbox.store.sandboxes import SandboxCatalog
 from microsandbox.vmm.jail import FIRST_UID
 
 
@@ -51,7 +50,9 @@ def children_of(pid):
 def leftovers(home):
     """Everything in the home that an ended sandbox should not have left."""
     home = Path(home)
-    found = [f"supervisor {pid}" for pid in supervisors(home)]
+    rows = Context.current().sandboxes.list()  # looking also settles what crashed
+    found = [f"row {row.name} is {row.status}" for row in rows if not row.status.terminal]
+    found += [f"supervisor {pid}" for pid in supervisors(home)]
     found += [f"socket {path}" for path in home.glob("run/agent/*.sock")]
     found += [f"temporary {path}" for path in home.rglob(f"{PARTIAL_PREFIX}*")]
     for path in home.glob("sandboxes/*/upper.ext4"):
@@ -60,10 +61,6 @@ def leftovers(home):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 found.append(f"lock {path}")
-    database = home / "db" / "msb.db"
-    if database.exists():
-        rows = SandboxCatalog(Database(database)).list()
-        found += [f"row {row.name} is {row.status}" for row in rows if not row.status.terminal]
     return found
 
 

@@ -43,7 +43,8 @@ static void write_text(const uint8_t *data, size_t size)
             abort();
         cbor_text(&in);
         struct cbor_string bytes = cbor_bytes(&in);
-        if (in.bad != NULL || in.at != in.end || bytes.length != size || (size > 0 && memcmp(bytes.data, data, size) != 0))
+        if (in.bad != NULL || in.at != in.end || bytes.length != size ||
+            (size > 0 && memcmp(bytes.data, data, size) != 0))
             abort();
     }
     free(buffer);

@@ -8,7 +8,7 @@ import pytest
 
 from microsandbox import AgentClient, Sandbox
 from microsandbox.agent.protocol import MessageType, encode
-from microsandbox.errors import ExecFailedError, MicrosandboxError
+from microsandbox.errors import MicrosandboxError
 from tests import audit
 
 pytestmark = [pytest.mark.vm, pytest.mark.fault, pytest.mark.usefixtures("clean")]
@@ -18,10 +18,6 @@ async def test_a_fork_bomb_ends_with_its_sandbox(busybox, name):
     async with await Sandbox.create(name, image=busybox, memory=256) as sandbox:
         bomb = await sandbox.exec_stream("sh", ["-c", "b() { b | b & }; b; sleep 1000"])
         await asyncio.sleep(3)  # let it grow
-        answer = await asyncio.wait_for(
-            asyncio.gather(sandbox.exec("echo", ["alive"]), return_exceptions=True), 60
-        )
-        assert_alive_or_out_of_resources(*answer)
         assert await asyncio.wait_for(sandbox.fs.exists("/etc/passwd"), 60), "the agent itself answers"
         del bomb
         started = time.monotonic()
@@ -120,13 +116,6 @@ async def test_a_client_that_does_not_read_harms_nobody(busybox, name, session_h
         await asyncio.sleep(0.2)
         output = await sandbox.shell("ps | grep '[c]at /dev/zero' || echo none")
         assert output.stdout_text == "none\n", "its commands end with it"
-
-
-def assert_alive_or_out_of_resources(answer):
-    if isinstance(answer, ExecFailedError):
-        assert answer.kind in ("resource_limit", "out_of_memory")
-    else:
-        assert answer.stdout_text == "alive\n"
 
 
 def resident_mib(pid):

@@ -193,5 +193,6 @@ async def test_errors_of_a_lost_sandbox_are_ours(busybox, name, session_home):
         await asyncio.wait_for(handle.wait(), 5)
     with pytest.raises(MicrosandboxError):
         await asyncio.wait_for(sandbox.fs.read("/etc/passwd"), 5)
+    await asyncio.wait_for(sandbox.wait_until_stopped(), 5)
     assert (await Sandbox.get(name)).status == "crashed"
     await Sandbox.remove(name)

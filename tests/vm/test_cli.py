@@ -50,7 +50,7 @@ def test_run_maps_failures_to_codes(busybox, command, code, text):
 
 
 def test_run_forwards_input_and_options(busybox, tmp_path):
-    script = 'cat; echo "$A $(id -u) $(pwd) $(hostname) $(nproc)"; greet; touch /mem/x && mount | grep /mem'
+    script = 'cat; echo "$A $(id -u) $(pwd) $(hostname) $(nproc)"; greet; mount | grep /mem'
     code, out, err = msb(
         "run", "-q", "-e", "A=b", "-u", "demo", "-w", "/tmp", "-H", "box", "-c", "2", "-m", "300M",
         "--script", "greet=echo hello", "--tmpfs", "/mem:10M:noexec", busybox, "--", "sh", "-c", script,
@@ -152,7 +152,8 @@ def test_bad_values_are_told_before_anything_is_made(busybox):
     code, _, err = msb("run", "--memory", "lots", busybox)
     assert code == 2
     assert err.startswith('error: --memory: invalid size "lots"')
-    assert msb("run", "-v", "/tmp:/tmp", busybox)[2] == "error: --volume: not supported yet by this release\n"
+    code, _, err = msb("run", "-v", "/tmp:/tmp", busybox)
+    assert (code, err) == (1, "error: -v/--volume: not supported yet by this release\n")
     assert names() == []
 
 

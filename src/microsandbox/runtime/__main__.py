@@ -21,6 +21,7 @@ from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.launch import launch_machine, run_supervisor
 from microsandbox.runtime.plan import PLAN_FD, WATCHDOG_FD, LaunchPlan
 from microsandbox.store.files import make_private
+from microsandbox.vmm.qemu import VirtualMachine
 
 _BACKLOG = 128
 
@@ -69,13 +70,23 @@ def main() -> int:
     watchdog = _watchdog(sys.argv[1:])
     plan = LaunchPlan.from_fd(PLAN_FD)
     os.chdir("/")
-    listener = _listen(Path(plan.agent_socket))
-    _announce()
+    agent_socket = Path(plan.agent_socket)
+    listener = _listen(agent_socket)
     try:
-        machine = launch_machine(plan)
+        _announce()
+        return run_supervisor(plan, _launch(plan), listener, watchdog)
+    except BrokenPipeError:  # the owner has died already, and nobody reads the line
+        return 1
+    finally:
+        agent_socket.unlink(missing_ok=True)
+
+
+def _launch(plan: LaunchPlan) -> VirtualMachine | MicrosandboxError:
+    """The machine, or why there is none: the supervisor tells the owner."""
+    try:
+        return launch_machine(plan)
     except MicrosandboxError as error:
-        return run_supervisor(plan, error, listener, watchdog)
-    return run_supervisor(plan, machine, listener, watchdog)
+        return error
 
 
 if __name__ == "__main__":

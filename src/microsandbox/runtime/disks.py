@@ -19,6 +19,12 @@ _PREZEROED = "assume_storage_prezeroed=1,root_owner=0:0"
 _OLDER_E2FSPROGS = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
 
 
+class DiskInUseError(MicrosandboxError):
+    """A disk is attached elsewhere, in a mode that excludes this one."""
+
+    code = "disk-in-use"
+
+
 def make_upper(home: Home, target: Path, size_mib: int) -> None:
     """An empty ext4 file system of that size, sparse, copied from one that was formatted once.
 
@@ -71,7 +77,7 @@ def open_locked(path: Path, *, writable: bool, exclusive: bool | None = None) ->
     """Open a disk file and lock it: one writer or many readers. The lock lasts as long as any copy of the
     descriptor is open, so it survives the owner and ends with the machine.
 
-    Raises MicrosandboxError when it is attached elsewhere in another mode, InvalidConfigError when it does
+    Raises DiskInUseError when it is attached elsewhere in another mode, InvalidConfigError when it does
     not exist.
     """
     try:
@@ -87,7 +93,7 @@ def open_locked(path: Path, *, writable: bool, exclusive: bool | None = None) ->
         fcntl.flock(fd, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise MicrosandboxError(
+        raise DiskInUseError(
             f'disk image "{path}" is already attached with an incompatible disk mode'
         ) from None
     except OSError as error:

@@ -100,7 +100,6 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             self._machine.kill()
-            Path(self._plan.agent_socket).unlink(missing_ok=True)
             await self._machine.wait()
             await monitoring  # the end of the machine is the end of its QMP connection too
             await self._monitor.close()
@@ -292,7 +291,6 @@ def record_launch_failure(plan: LaunchPlan, error: MicrosandboxError) -> None:
     """Tell the owner, and the catalogue, why there is no machine."""
     log.error("boot failed: %s", error)
     BootFailure(str(error), "build_vm").save(plan.logs / "boot-error.json")
-    Path(plan.agent_socket).unlink(missing_ok=True)
     catalog = SandboxCatalog(Database(Path(plan.database)))
     catalog.end_run(
         plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)

@@ -12,14 +12,14 @@ import posixpath
 import secrets
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
-
-from microsandbox.image.store import StoredImage
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
+from microsandbox.image.store import StoredImage
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
-from microsandbox.runtime.disks import open_locked
+from microsandbox.runtime.disks import DiskInUseError, open_locked
 from microsandbox.runtime.plan import FIRST_DISK_FD, DiskPlan, LaunchPlan
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
@@ -28,6 +28,9 @@ from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.vmm.host import Host, examine_host
 from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
+
+#: How often, and at which interval in seconds, a lock is asked for that another machine still has.
+_LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 
 
 async def prepare_host(context: Context) -> Host:
@@ -52,9 +55,10 @@ async def boot(
     try:
         paths.boot_error.unlink(missing_ok=True)
         with ExitStack() as stack:
-            disks = [open_locked(image.rootfs, writable=False), open_locked(paths.upper, writable=True)]
-            for fd in disks:
-                stack.callback(os.close, fd)
+            disks = []
+            for path, writable in ((image.rootfs, False), (paths.upper, True)):
+                disks.append(await _open_disk(path, writable=writable))
+                stack.callback(os.close, disks[-1])
             handle = await spawn(_plan(context, row, config, host), disks, mode)
         connection = await _connect(context, row, handle)
         try:
@@ -70,6 +74,15 @@ async def boot(
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
     return handle, connection
+
+
+async def _open_disk(path: Path, *, writable: bool) -> int:
+    """Open and lock a disk, with patience for a machine that was killed and has not quite ended."""
+    for _ in range(_LOCK_ATTEMPTS):
+        with suppress(DiskInUseError):
+            return open_locked(path, writable=writable)
+        await asyncio.sleep(_LOCK_INTERVAL)
+    return open_locked(path, writable=writable)
 
 
 def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) -> LaunchPlan:

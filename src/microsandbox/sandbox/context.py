@@ -39,4 +39,8 @@ class Context:
 def _open(base: Path) -> Context:
     home = Home.open()
     database = Database(home.database, busy_timeout=home.config.busy_timeout_secs)
-    return Context(home, database, SandboxCatalog(database))
+
+    def forget_socket(name: str) -> None:
+        home.agent_socket(name).unlink(missing_ok=True)
+
+    return Context(home, database, SandboxCatalog(database, forget_socket))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -82,10 +82,14 @@ _SELECT = """
 
 
 class SandboxCatalog:
-    """The sandboxes of one home."""
+    """The sandboxes of one home. ``on_crash`` is called with the name of one whose process has died.
 
-    def __init__(self, database: Database) -> None:
+    It is called inside the transaction that says so: nobody can start the sandbox again meanwhile.
+    """
+
+    def __init__(self, database: Database, on_crash: Callable[[str], None] = lambda _: None) -> None:
         self._database = database
+        self._on_crash = on_crash
 
     # reading
 
@@ -230,6 +234,7 @@ class SandboxCatalog:
             assert row.run_id is not None
             _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, "the process has died")
             _set_status(connection, row.id, Status.CRASHED)
+            self._on_crash(row.name)
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone())
 
 
