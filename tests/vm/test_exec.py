@@ -175,7 +175,7 @@ async def test_a_terminals_input_and_interrupt(sandbox):
 
 async def test_signals(sandbox):
     handle = await sandbox.exec_stream(
-        "sh", ["-c", "trap 'echo got it; exit 3' TERM; echo up; sleep 100 & wait"]
+        "sh", ["-c", "trap 'echo got it; exit 3' TERM; echo up; sleep 100 >/dev/null 2>&1 & wait"]
     )
     async for event in handle:
         if event.event_type == "stdout" and event.data == b"up\n":
@@ -218,6 +218,10 @@ async def test_wait_returns_code_and_success(sandbox):
         await handle.wait()
 
 
+async def test_output_that_looks_like_a_control_message_is_output(sandbox):
+    assert (await sandbox.exec("echo", ["core.flow"])).stdout_text == "core.flow\n"
+
+
 async def test_many_commands_at_once(sandbox):
     outputs = await asyncio.gather(*(sandbox.exec("echo", [str(n)]) for n in range(40)))
     assert [output.stdout_text for output in outputs] == [f"{n}\n" for n in range(40)]
@@ -251,7 +255,7 @@ async def test_a_flood_does_not_delay_another_command_and_costs_no_memory(sandbo
 
 async def test_a_gibibyte_arrives_whole_beside_answers(sandbox):
     count = 1 << 30
-    flood = await sandbox.exec_stream("sh", ["-c", f"head -c {count} /dev/zero"])
+    flood = await sandbox.exec_stream("sh", ["-c", f"dd if=/dev/zero bs=64k count={count >> 16} 2>/dev/null"])
     received, answers = 0, []
 
     async def ask():

@@ -22,6 +22,7 @@ from microsandbox.agent.protocol import (
     MessageType,
     ProtocolError,
     decode,
+    decode_envelope,
     encode,
 )
 from microsandbox.errors import AgentClientError
@@ -31,6 +32,7 @@ DEFAULT_TIMEOUT = 10.0
 #: goes on. A guest that ignores the request for as long as the third loses the connection.
 QUEUE_HIGH, QUEUE_LOW, QUEUE_LIMIT = 1 << 20, 256 << 10, 32 << 20
 _WRITE_HIGH = 1 << 20
+_MAX_FLOW_FRAME = 64
 _CLOSED = "client closed"
 _RANGE = struct.Struct(">II")
 
@@ -93,7 +95,7 @@ class Session:
 
     def deliver(self, frame: Frame) -> None:
         """Called by the connection for each frame of this session. Raises ProtocolError."""
-        if not frame.flags and len(frame.raw) < 64 and b"core.flow" in frame.raw:
+        if _is_flow(frame):
             self._follow_flow(frame)
             return
         self._frames.append(frame)
@@ -126,6 +128,13 @@ class Session:
         self._paused = paused
         if self._connection.supports_flow and not self._ended:
             self._connection.send_soon(encode(self.id, MessageType.FLOW, {"paused": paused}))
+
+
+def _is_flow(frame: Frame) -> bool:
+    """Whether it is a core.flow message; others are decoded by who takes them, not here."""
+    if frame.flags or len(frame.raw) > _MAX_FLOW_FRAME or MessageType.FLOW.value.encode() not in frame.raw:
+        return False
+    return decode_envelope(frame.body)[0] == MessageType.FLOW.value
 
 
 class Connection(asyncio.Protocol):

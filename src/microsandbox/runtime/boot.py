@@ -63,6 +63,10 @@ class BootFailure(Exception):
             return None
 
 
+class LinkLost(BootFailure):
+    """The agent's port ended; why, the machine's end may tell better."""
+
+
 class BootStage(StrEnum):
     """How far the guest has come."""
 
@@ -103,7 +107,7 @@ async def _expect(guest: GuestLink, frames: asyncio.Queue[Frame], kind: MessageT
     try:
         await asyncio.wait((getter, guest.lost), return_when=asyncio.FIRST_COMPLETED)
         if not getter.done():
-            raise BootFailure(guest.lost.result())
+            raise LinkLost(guest.lost.result())
         frame = getter.result()
     finally:
         getter.cancel()

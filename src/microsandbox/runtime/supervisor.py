@@ -21,7 +21,7 @@ from pathlib import Path
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.boot import BootFailure, bring_up, explain_exit, panic_reason
+from microsandbox.runtime.boot import BootFailure, LinkLost, bring_up, explain_exit, panic_reason
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.runtime.log_files import LogStream, RotatingFile
 from microsandbox.runtime.plan import LaunchPlan
@@ -136,7 +136,9 @@ class Supervisor:
             if self._ending.done() and not boot.done():
                 self._hurry.set()
                 return None
-            if boot.done() and not guest.lost.done():
+            # With a machine that ended its link ends too, after the last that the agent had to say.
+            await asyncio.wait((boot,), timeout=2)
+            if boot.done() and not isinstance(boot.exception(), LinkLost):
                 return boot.result()
             await asyncio.wait((exited,), timeout=2)
             if not exited.done():
