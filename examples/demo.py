@@ -17,8 +17,9 @@ def primes(limit):
     return sum(sieve[2:])
 
 print("guest kernel:", platform.release())
-print("processes this guest can see:", len([p for p in os.listdir("/proc") if p.isdigit()]))
-print("pid namespace:", os.readlink("/proc/self/ns/pid"), flush=True)
+processes = [p for p in os.listdir("/proc") if p.isdigit()]
+print(f"its PID namespace: {os.readlink('/proc/self/ns/pid')}, {len(processes)} processes, "
+      f"PID 1 is {open('/proc/1/comm').read().strip()}", flush=True)
 for power in range(3, 7):
     print(f"primes below 10^{power}:", primes(10 ** power), flush=True)
     time.sleep(0.3)
@@ -29,8 +30,7 @@ async def main() -> None:
     started = time.perf_counter()
     async with await Sandbox.create("demo", image="microsandbox/demo", replace=True) as sandbox:
         print(f"sandbox up after {time.perf_counter() - started:.2f} s")
-        print("host kernel: ", os.uname().release)
-        print("pid namespace of the host:", os.readlink("/proc/self/ns/pid"))
+        print(f"host kernel: {os.uname().release}, {len(os.listdir('/sys/class/net'))} network interfaces")
         handle = await sandbox.exec_stream("python3", ["-c", PROGRAM])
         async for event in handle:
             if event.event_type in ("stdout", "stderr"):

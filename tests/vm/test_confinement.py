@@ -86,3 +86,7 @@ async def test_its_limits(qemu):
     limits = (qemu / "limits").read_text()
     assert re.search(r"Max core file size\s+0\s+0", limits)
     assert re.search(r"Max open files\s+256\s+256", limits)
+
+
+async def test_signals_of_a_terminal_do_not_reach_it(qemu):
+    assert os.getsid(int(qemu.name)) == int(qemu.name), "it leads a session of its own"

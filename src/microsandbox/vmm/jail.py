@@ -152,6 +152,7 @@ def _child(jailed: Jailed, user: _HostUser, waiting: int, lifeline: int) -> None
     try:
         os.close(lifeline)
         os.dup2(jailed.errors, 2)
+        os.setsid()  # a terminal's Ctrl-C is for the owner, not for the machine
         if os.read(waiting, 1) != b"\0":
             os._exit(JAIL_FAILED)
         if jailed.kind is JailKind.NAMESPACES:
