@@ -13,9 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "image"))
 
 from image_building import layout_files, new_store, write_layout
-from scripted_registry import ScriptedRegistry
 
 from microsandbox.image.registry import RetryPolicy
+from tests.registry.scripted_registry import ScriptedRegistry
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import time
 
 import pytest
 from image_building import Built, compress, content, digest, entry, files_of, rows_of, tar
-from scripted_registry import ScriptedRegistry, reply
 
 from microsandbox.errors import ImageError, ImagePullFailedError
 from microsandbox.image.registry import is_loopback
+from tests.registry.scripted_registry import ScriptedRegistry, reply
 
 IMAGE = Built([tar(entry("f", random.Random(1).randbytes(2_000_000)))], name="x:1")
 LAYER = IMAGE.manifest["layers"][0]["digest"]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from microsandbox.errors import ImageError, ImagePullFailedError
+from microsandbox.errors import ImageError, ImagePullFailedError, NotSupportedYetError
 from microsandbox.image.blobs import BlobStore
 from microsandbox.image.catalog import ImageCatalog, ManifestRow, NewImage, StoredLayer
 from microsandbox.image.digests import digest_of
@@ -53,6 +53,7 @@ class PullRequest:
     force: bool = False
     insecure: bool = False
     ca_certs: Path | None = None
+    credentials: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Puller:
 
     async def _pull(self, request: PullRequest, reporter: Reporter) -> ManifestRow:
         reference = request.reference
+        if request.credentials:
+            raise NotSupportedYetError(f"registry credentials (registries.hosts.{reference.registry}.auth)")
         async with Registry(
             reference.registry, insecure=request.insecure, ca_certs=request.ca_certs, retry=self.retry
         ) as registry:

@@ -103,6 +103,7 @@ class ImageStore:
             force=force,
             insecure=insecure or (configured is not None and configured.insecure),
             ca_certs=ca_certs or (configured.ca_certs if configured else None),
+            credentials=configured is not None and configured.credentials,
         )
         row = await self._puller.pull(request, Reporter(progress))
         return self._stored(row, reference)

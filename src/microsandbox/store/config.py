@@ -43,6 +43,8 @@ class RegistryHost:
 
     insecure: bool = False
     ca_certs: Path | None = None
+    #: Whether credentials are configured, which this release does not use.
+    credentials: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,9 @@ def _registries(reader: _Reader) -> dict[str, RegistryHost]:
     result = {}
     for name in hosts.keys():  # noqa: SIM118 - not a mapping
         host = hosts.object(name)
-        host.object("auth")
+        auth = host.take("auth", dict, "an object", lambda _: True)
         insecure = host.take("insecure", bool, "true or false", lambda _: True)
-        result[name] = RegistryHost(insecure=bool(insecure), ca_certs=host.path("ca_certs"))
+        result[name] = RegistryHost(bool(insecure), host.path("ca_certs"), credentials=bool(auth))
         host.finish()
     reader.finish()
     return result

@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from image_building import (
+
+from microsandbox.errors import IoError, MicrosandboxError
+from tests.unit.image.image_building import (
     Built,
     content,
     docker_files,
@@ -27,8 +29,6 @@ from image_building import (
     tar,
     tar_files,
 )
-
-from microsandbox.errors import IoError, MicrosandboxError
 
 RANDOM = random.Random(5)
 BIG = Built(

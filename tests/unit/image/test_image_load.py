@@ -8,7 +8,10 @@ import subprocess
 import tarfile
 
 import pytest
-from image_building import (
+
+from microsandbox.errors import ImageError, ImageNotFoundError, IoError, MicrosandboxError
+from microsandbox.image.limits import Limits
+from tests.unit.image.image_building import (
     ARCHITECTURE,
     OTHER_ARCHITECTURE,
     Built,
@@ -30,9 +33,6 @@ from image_building import (
     tar_files,
     write_layout,
 )
-
-from microsandbox.errors import ImageError, ImageNotFoundError, IoError, MicrosandboxError
-from microsandbox.image.limits import Limits
 
 EMPTY = {"manifest": 0, "image_ref": 0, "config": 0, "layer": 0, "manifest_layer": 0}
 CONFIG = {

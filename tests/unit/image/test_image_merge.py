@@ -6,7 +6,14 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_building import (
+
+from microsandbox.image.layer import read_layer
+from microsandbox.image.limits import Budget, LimitExceededError, Limits
+from microsandbox.image.squashfs import pack
+from microsandbox.image.tar_reader import TarError
+from microsandbox.image.tasks import StopSignal
+from microsandbox.image.tree import Directory, Tree
+from tests.unit.image.image_building import (
     content,
     directory,
     entry,
@@ -18,13 +25,6 @@ from image_building import (
     tar,
     unpack,
 )
-
-from microsandbox.image.layer import read_layer
-from microsandbox.image.limits import Budget, LimitExceededError, Limits
-from microsandbox.image.squashfs import pack
-from microsandbox.image.tar_reader import TarError
-from microsandbox.image.tasks import StopSignal
-from microsandbox.image.tree import Directory, Tree
 
 
 @pytest.fixture

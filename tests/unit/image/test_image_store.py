@@ -5,7 +5,12 @@ import os
 import time
 
 import pytest
-from image_building import (
+
+from microsandbox.errors import ImageError, ImageInUseError, ImageNotFoundError
+from microsandbox.image.public import Image, image_store
+from microsandbox.store.database import Database
+from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from tests.unit.image.image_building import (
     Built,
     docker_files,
     entry,
@@ -16,11 +21,6 @@ from image_building import (
     tar,
     tar_files,
 )
-
-from microsandbox.errors import ImageError, ImageInUseError, ImageNotFoundError
-from microsandbox.image.public import Image, image_store
-from microsandbox.store.database import Database
-from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
 
 BASE = tar(entry("base", b"b" * 5000))
 ONE = Built([BASE, tar(entry("one", b"1"))], name="one:1", config={"Labels": {"k": "v"}})

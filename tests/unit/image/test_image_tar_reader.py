@@ -6,11 +6,11 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_building import END, directory, entry, hard_link, padded, raw_header, symlink, tar
 
 from microsandbox.image import tar_reader
 from microsandbox.image.streams import SpoolStream
 from microsandbox.image.tar_reader import TarError, read_members
+from tests.unit.image.image_building import END, directory, entry, hard_link, padded, raw_header, symlink, tar
 
 
 def members(data, size=700):
