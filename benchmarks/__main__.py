@@ -10,11 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from microsandbox._guest import agent_binary
-
 from benchmarks.jail import jail_cost
 from benchmarks.measure import interleaved, proportional_set_size, report, wall
 from microsandbox import Image, Sandbox
+from microsandbox._guest import agent_binary
 from microsandbox.store.home import Home
 
 DEMO = Path("build/demo.tar")

@@ -90,3 +90,12 @@ async def test_its_limits(qemu):
 
 async def test_signals_of_a_terminal_do_not_reach_it(qemu):
     assert os.getsid(int(qemu.name)) == int(qemu.name), "it leads a session of its own"
+
+
+async def test_descriptors_that_the_owner_left_inheritable_end_with_the_owner(busybox, name, session_home):
+    with open("/etc/passwd") as forgotten:
+        os.set_inheritable(forgotten.fileno(), True)
+        async with await Sandbox.create(name, image=busybox):
+            [supervisor] = audit.supervisors(session_home)
+            opened = {os.readlink(entry) for entry in Path(f"/proc/{supervisor}/fd").iterdir()}
+    assert "/etc/passwd" not in opened

@@ -24,6 +24,7 @@ from microsandbox.store.files import make_private
 from microsandbox.vmm.qemu import VirtualMachine
 
 _BACKLOG = 128
+_ALL_DESCRIPTORS = 1 << 20
 
 
 def _watchdog(arguments: list[str]) -> int | None:
@@ -42,6 +43,13 @@ def _is_pipe(fd: int) -> bool:
         return stat.S_ISFIFO(os.fstat(fd).st_mode)
     except OSError:
         return False
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """What the owner's program left inheritable (its sockets, perhaps) must not live as long as we do."""
+    ordered = sorted(kept)
+    for fd, following in zip(ordered, [*ordered[1:], _ALL_DESCRIPTORS], strict=True):
+        os.closerange(fd + 1, following)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -69,6 +77,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     watchdog = _watchdog(sys.argv[1:])
     plan = LaunchPlan.from_fd(PLAN_FD)
+    _close_all_but({0, 1, 2, watchdog or 0, *(disk.fd for disk in plan.disks)})
     os.chdir("/")
     agent_socket = Path(plan.agent_socket)
     listener = _listen(agent_socket)

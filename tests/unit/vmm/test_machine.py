@@ -1,6 +1,7 @@
 """A machine's description as a command line: what is in it, and that QEMU itself accepts all of it."""
 
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_the_system_call_filter_denies_new_programs_and_privileges():
 
 def test_no_path_of_the_host_but_the_firmware_is_named():
     argv = qemu_arguments(machine(), QEMU, HANDLES)
-    paths = {part for value in argv for part in value.replace("=", ",").split(",") if part.startswith("/")}
+    paths = {part for value in argv for part in re.split("[=, ]", value) if part.startswith("/")}
     assert paths == {
         "/usr/bin/qemu", "/usr/share/qemu", "/guest/kernel", "/guest/initramfs",
         "/init", "/dev/fdset/1", "/dev/fdset/2",

@@ -1,0 +1,104 @@
+"""Starting a supervisor that does not start as it should: exact words, and nothing left."""
+
+import asyncio
+import os
+
+import pytest
+
+from microsandbox.errors import MicrosandboxError
+from microsandbox.runtime import spawn as spawning
+from microsandbox.runtime.plan import LaunchPlan
+from microsandbox.runtime.spawn import SpawnMode, spawn
+
+
+class Slot:
+    released = 0
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return LaunchPlan(
+        name="box", sandbox_id=1, run_id=1, database=str(tmp_path / "db"), directory=str(tmp_path / "box"),
+        agent_socket=str(tmp_path / "sock"), qemu={}, jail="namespaces", kernel="", initramfs="",
+        accelerator="tcg", cpus=1, memory_mib=64, disks=(), boot={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def supervisor(monkeypatch):
+    """Have a shell script run in the supervisor's place."""
+
+    def use(script):
+        monkeypatch.setattr(spawning, "module_command", lambda *_: ["/bin/sh", "-c", script])
+
+    return use
+
+
+def children():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+
+
+@pytest.mark.parametrize(
+    ("script", "text"),
+    [
+        ("exit 3", r"sandbox process exited \(exit code 3\) before sending startup info \(line: ''"),
+        ("echo garbage; sleep 100", r"sandbox process exited \(signal 9\) .* \(line: 'garbage\\n'"),
+        ("echo '{\"pid\": 1}'; sleep 100", r"before sending startup info"),
+        ("echo '[]'; sleep 100", r"before sending startup info"),
+        ("yes x | tr -d '\\n' | head -c 100000; sleep 100", r"before sending startup info"),
+    ],
+)
+@pytest.mark.parametrize("mode", list(SpawnMode))
+async def test_a_wrong_startup_line_ends_it(plan, supervisor, script, text, mode):
+    supervisor(script)
+    slot = Slot()
+    before, running = len(os.listdir("/proc/self/fd")), children()
+    with pytest.raises(MicrosandboxError, match=f"^runtime error: .*{text}"):
+        await spawn(plan, (), mode, reservation=slot)
+    assert slot.released == 1
+    assert children() == running
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_startup_line_that_does_not_come_is_a_timeout(plan, supervisor, monkeypatch):
+    supervisor("sleep 100")
+    monkeypatch.setattr(spawning, "STARTUP_TIMEOUT", 0.3)
+    running = children()
+    with pytest.raises(
+        MicrosandboxError, match=r"sandbox startup timeout: no JSON received within 0\.3 seconds"
+    ):
+        await spawn(plan, (), SpawnMode.DETACHED)
+    assert children() == running
+
+
+@pytest.mark.parametrize("mode", list(SpawnMode))
+async def test_a_cancelled_spawn_leaves_no_process(plan, supervisor, mode):
+    supervisor("sleep 100")
+    running = children()
+    starting = asyncio.ensure_future(spawn(plan, (), mode))
+    while children() == running:
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert children() == running
+
+
+async def test_the_supervisor_gets_its_descriptors_at_their_numbers(plan, supervisor, tmp_path):
+    supervisor('ls -l /proc/self/fd > "$OUT"; echo "{\\"pid\\": $$}"; exec sleep 100')
+    os.environ["OUT"] = str(tmp_path / "fds")
+    disk = os.open("/etc/passwd", os.O_RDONLY)
+    try:
+        handle = await spawn(plan, (disk,), SpawnMode.ATTACHED)
+        listing = (tmp_path / "fds").read_text()
+        assert " 97 -> pipe:" in listing
+        assert " 98 -> /memfd:launch-plan" in listing
+        assert " 100 -> /etc/passwd" in listing
+        handle.kill()
+        await handle.wait()
+    finally:
+        del os.environ["OUT"]
+        os.close(disk)
