@@ -7,8 +7,9 @@ import time
 
 def wall(command, **options):
     """Milliseconds a command takes as a whole process."""
+    null = subprocess.DEVNULL
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, **options)
+    subprocess.run(command, check=True, stdin=null, stdout=null, stderr=null, **options)
     return 1e3 * (time.perf_counter() - started)
 
 
