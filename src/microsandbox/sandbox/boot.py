@@ -69,7 +69,6 @@ async def boot(
     except BaseException:
         if handle is not None:
             await asyncio.shield(abandon(handle))
-            paths.agent_socket.unlink(missing_ok=True)
         assert row.run_id is not None
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise

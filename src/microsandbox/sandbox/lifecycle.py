@@ -114,7 +114,6 @@ def settle_killed(context: Context, row: SandboxRow) -> None:
         context.sandboxes.end_run(
             row.id, row.run_id, Status.STOPPED, Reason.SIGNAL, exit_signal=signal.SIGKILL, detail="killed"
         )
-    context.home.sandbox(row.name).agent_socket.unlink(missing_ok=True)
 
 
 async def wait_until_stopped(context: Context, name: str) -> Observed:
@@ -135,7 +134,6 @@ async def remove(context: Context, name: str) -> None:
     except SandboxNotFoundError:
         if not directory.is_dir():
             raise
-    context.home.sandbox(name).agent_socket.unlink(missing_ok=True)
     doomed = partial_path(directory)
     with suppress(FileNotFoundError):
         directory.rename(doomed)

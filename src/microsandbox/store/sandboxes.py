@@ -82,14 +82,14 @@ _SELECT = """
 
 
 class SandboxCatalog:
-    """The sandboxes of one home. ``on_crash`` is called with the name of one whose process has died.
+    """The sandboxes of one home. ``on_end`` is called with the name of one that has ended.
 
-    It is called inside the transaction that says so: nobody can start the sandbox again meanwhile.
+    It is called inside the transaction that says so: nobody can start one of that name meanwhile.
     """
 
-    def __init__(self, database: Database, on_crash: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, database: Database, on_end: Callable[[str], None] = lambda _: None) -> None:
         self._database = database
-        self._on_crash = on_crash
+        self._on_end = on_end
 
     # reading
 
@@ -199,9 +199,13 @@ class SandboxCatalog:
         """Record the end of a run; the first record of it stays, the sandbox gets the last verdict."""
         with self._database.write() as connection:
             _end_run(connection, run_id, reason, exit_code, exit_signal, detail)
-            newer = "SELECT 1 FROM run WHERE sandbox_id = ? AND id > ?"
-            if connection.execute(newer, (sandbox_id, run_id)).fetchone() is None:
+            current = (
+                "SELECT name FROM sandbox WHERE id = ? AND NOT EXISTS "
+                "(SELECT 1 FROM run WHERE sandbox_id = sandbox.id AND id > ?)"
+            )
+            if (found := connection.execute(current, (sandbox_id, run_id)).fetchone()) is not None:
                 _set_status(connection, sandbox_id, status)
+                self._on_end(found["name"])
 
     def remove(self, name: str) -> SandboxRow:
         """Delete the row of a sandbox that is not running.
@@ -214,6 +218,7 @@ class SandboxCatalog:
             if not row.status.terminal:
                 raise SandboxStillRunningError(f"cannot remove sandbox '{name}': still running")
             connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,))
+            self._on_end(name)
         return row
 
     def discard(self, row: SandboxRow) -> bool:
@@ -234,7 +239,7 @@ class SandboxCatalog:
             assert row.run_id is not None
             _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, "the process has died")
             _set_status(connection, row.id, Status.CRASHED)
-            self._on_crash(row.name)
+            self._on_end(row.name)
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone())
 
 
