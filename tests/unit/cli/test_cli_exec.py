@@ -199,8 +199,8 @@ def test_a_shell_on_a_terminal_raw_resized_and_restored(env):
         {**env, "PS1": "$ "}, "exec", "box", stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
-    os.write(master, b"stty size; exec cat\n")
-    assert b"30 100" in read_until(master, b"30 100")
+    os.write(master, b"stty size; exec sh -c 'echo rea''dy; exec cat'\n")  # a shell that Ctrl-C ends
+    assert b"30 100" in read_until(master, b"ready")
     assert not termios.tcgetattr(slave)[3] & termios.ICANON
     os.write(master, b"\x03")  # raw: Ctrl-C is a byte for the guest, and ends its cat
     assert process.wait(10) == 255
