@@ -23,7 +23,8 @@ test: ## Pass all tests; those of sandboxes boot real virtual machines
 	@scripts/setup.sh --dev
 	@$(PYTHON) -m pytest
 
-test-fast: ## Pass the tests that boot nothing
+test-fast: ## Pass the unit tests: they boot nothing
+	@scripts/setup.sh --dev
 	@$(PYTHON) -m pytest tests/unit
 
 lint: ## Check style and types

@@ -22,6 +22,17 @@ def interleaved(runs, **subjects):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+#: What was measured above its promise.
+broken = []
+
+
+def promise(what, milliseconds, at_most):
+    """Report a figure that has a limit."""
+    report(what, f"{milliseconds:.1f} ms", f"at most {at_most} ms")
+    if milliseconds > at_most:
+        broken.append(what)
+
+
 def report(what, figure, limit=""):
     print(f"{what:<58} {figure:<28} {limit}", flush=True)
 

@@ -55,12 +55,11 @@ if [ ! -x .venv/bin/python ]; then
     say "making the virtual environment .venv"
     "$python" -m venv .venv
 fi
-wanted="$(cat pyproject.toml hatch_build.py | sha256sum | cut -d ' ' -f 1)$extras"
+wanted="$(cat pyproject.toml hatch_build.py guest/*.[ch] | sha256sum | cut -d ' ' -f 1)$extras"
 installed="$(cat .venv/.installed 2>/dev/null || true)"
 if [ "$installed" != "$wanted" ] && [ "$installed" != "${wanted%"$extras"}[dev]" ]; then
     say "installing the package and its dependencies into .venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
     printf %s "$wanted" > .venv/.installed
 fi
-.venv/bin/python hatch_build.py >/dev/null
 .venv/bin/msb doctor --fix --quiet

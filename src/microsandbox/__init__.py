@@ -1,4 +1,4 @@
-"""A real virtual machine per sandbox, in a fraction of a second, without a daemon and without root.
+"""A real virtual machine per sandbox, without a daemon and without root.
 
     from microsandbox import Sandbox
 

@@ -28,7 +28,6 @@ class Tool:
 
 QEMU_X86_64 = Tool("qemu-system-x86_64", "qemu-system-x86", "runs the virtual machines")
 QEMU_AARCH64 = Tool("qemu-system-aarch64", "qemu-system-arm", "runs the virtual machines")
-QEMU_IMG = Tool("qemu-img", "qemu-utils", "inspects disk images")
 SQFSTAR = Tool("sqfstar", "squashfs-tools", "packs image layers into a block image")
 MKE2FS = Tool("mke2fs", "e2fsprogs", "formats writable layers")
 LDD = Tool("ldd", "libc-bin", "lists the libraries of a program")

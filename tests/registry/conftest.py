@@ -3,19 +3,14 @@
 import contextlib
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "image"))
-
-from image_building import layout_files, new_store, write_layout
-
 from microsandbox.image.registry import RetryPolicy
 from tests.registry.scripted_registry import ScriptedRegistry
+from tests.unit.image.image_building import layout_files, new_store, write_layout
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import subprocess
 import time
 
 import pytest
-from image_building import Built, compress, content, digest, entry, files_of, rows_of, tar
 
 from microsandbox.errors import ImageError, ImagePullFailedError
 from microsandbox.image.registry import is_loopback
 from tests.registry.scripted_registry import ScriptedRegistry, reply
+from tests.unit.image.image_building import Built, compress, content, digest, entry, files_of, rows_of, tar
 
 IMAGE = Built([tar(entry("f", random.Random(1).randbytes(2_000_000)))], name="x:1")
 LAYER = IMAGE.manifest["layers"][0]["digest"]

@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from image_building import (
+
+from microsandbox.errors import ImageError, ImagePullFailedError
+from microsandbox.image.prune import Pruner
+from tests.unit.image.image_building import (
     OTHER_ARCHITECTURE,
     Built,
     busybox_layer,
@@ -17,9 +20,6 @@ from image_building import (
     rows_of,
     tar,
 )
-
-from microsandbox.errors import ImageError, ImagePullFailedError
-from microsandbox.image.prune import Pruner
 
 BASE = busybox_layer()
 ONE = Built([BASE, tar(entry("one", b"1" * 700_000))], name="one:1", config={"Cmd": ["sh"]})

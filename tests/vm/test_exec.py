@@ -241,6 +241,11 @@ async def test_orphans_are_reaped(sandbox):
 
 
 async def test_a_flood_does_not_delay_another_command_and_costs_no_memory(sandbox):
+    async def agent_kib():
+        status = await sandbox.fs.read_text("/proc/1/status")
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+    before = await agent_kib()
     flood = await sandbox.exec_stream("sh", ["-c", "cat /dev/zero"])
     await flood.recv()  # it has begun; from here on nobody reads it
     delays = []
@@ -249,6 +254,7 @@ async def test_a_flood_does_not_delay_another_command_and_costs_no_memory(sandbo
         assert (await sandbox.exec("echo", ["answer"])).stdout_text == "answer\n"
         delays.append(time.monotonic() - started)
     assert max(delays) < 2, f"echo beside a flood took {delays}"
+    assert await agent_kib() < before + 4096
     await flood.kill()
     assert await flood.wait() == (-1, False)
 

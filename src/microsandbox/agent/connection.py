@@ -179,10 +179,6 @@ class Connection(asyncio.Protocol):
         """The ``core.ready`` frame of the handshake."""
         return self._ready.result()
 
-    @property
-    def id_range(self) -> range:
-        return range(self._first, self._end)
-
     def start_session(self) -> Session:
         """Allocate a correlation id; the caller sends the first frame. Raises AgentClientError."""
         self.check_open(0)

@@ -13,12 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from microsandbox.agent.protocol import Message, MessageType, binary, integer, text
+from microsandbox.agent.protocol import Message, MessageType, binary, integer
 from microsandbox.cli import terminal
 from microsandbox.cli.failures import KILLED, GuestCommandError, refusing_arguments
 from microsandbox.cli.interrupts import Interrupted, Signals, first_of
 from microsandbox.cli.streams import Input, Output
 from microsandbox.errors import AgentClientError, ExecFailedError, ExecTimeoutError, MicrosandboxError
+from microsandbox.sandbox.exec import exec_failure
 from microsandbox.units import format_duration_precise
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class _Running:
                     case MessageType.EXEC_EXITED:
                         return _exit_code(message)
                     case MessageType.EXEC_FAILED | MessageType.ERROR:
-                        raise GuestCommandError(self._command.argv[0], self._name, _failure(message))
+                        raise GuestCommandError(self._command.argv[0], self._name, exec_failure(message))
         except AgentClientError as error:
             raise MicrosandboxError(
                 f"sandbox '{self._name}' ended while the command was running ({error.detail})"
@@ -208,13 +209,3 @@ async def _end(tasks: list[asyncio.Task[Any]]) -> None:
 def _exit_code(message: Message) -> int:
     code = integer(message.payload, "code")
     return KILLED if code is None or not 0 <= code <= 255 else code
-
-
-def _failure(message: Message) -> ExecFailedError:
-    payload = message.payload
-    return ExecFailedError(
-        text(payload, "message") or "the guest gave no reason",
-        kind=text(payload, "kind") or "other",
-        errno=integer(payload, "errno"),
-        errno_name=text(payload, "errno_name"),
-    )

@@ -107,7 +107,6 @@ class Registry:
         self.retry = retry or RetryPolicy()
         self._authority = _HUB_ENDPOINT if host == DEFAULT_REGISTRY else host
         self._loopback = is_loopback(host)
-        self._insecure = insecure
         self._ca_certs = ca_certs
         self._base: str | None = f"http://{self._authority}" if insecure else None
         self._tokens: dict[str, Token] = {}
@@ -183,7 +182,7 @@ class Registry:
         self, repository: str, path: str, headers: Mapping[str, str]
     ) -> AsyncIterator[httpx.Response]:
         """An answer with a good status, its body unread. Raises TransientError as well."""
-        base = await self._endpoint(repository)
+        base = await self._endpoint()
         url = f"{base}/v2/{repository}/{path}"
         renewed, redirects = False, 0
         while True:
@@ -218,7 +217,7 @@ class Registry:
             request = self._client.build_request("GET", url, headers=dict(headers), timeout=timeout)
             return await self._client.send(request, stream=True)
 
-    async def _endpoint(self, repository: str) -> str:
+    async def _endpoint(self) -> str:
         """Where the API is: https, or http for a loopback registry that has no TLS."""
         if self._base is None:
             secure = f"https://{self._authority}"
@@ -287,11 +286,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def check_ca_certs(path: Path) -> None:
-    """Raises ImageError when the file is not one of PEM certificates."""
-    _load_ca_certs(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path)
 
 
 def _load_ca_certs(context: ssl.SSLContext, path: Path) -> None:

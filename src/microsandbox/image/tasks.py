@@ -91,7 +91,7 @@ async def all_or_none(works: Iterable[Awaitable[T]]) -> list[T]:
 
 
 @asynccontextmanager
-async def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> AsyncIterator[None]:
+async def locked(path: Path) -> AsyncIterator[None]:
     """Hold the lock file ``path``. Waiting for it can be cancelled; ``waiting`` is called before.
 
     flock(2) has no deadline and no descriptor to poll, so a thread waits in it; one whose task has been
@@ -99,8 +99,6 @@ async def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> As
     """
     lock = FileLock(path)
     if not lock.acquire(blocking=False):
-        if waiting is not None:
-            waiting()
         await _acquire(lock)
     try:
         yield

@@ -121,7 +121,7 @@ class ExecHandle:
                 code = integer(message.payload, "code")
                 return -1 if code is None else code
             elif message.kind in (MessageType.EXEC_FAILED, MessageType.ERROR):
-                raise _failure(message)
+                raise exec_failure(message)
         raise MicrosandboxError(_NO_EXIT)
 
 
@@ -182,12 +182,13 @@ def _event(message: Message) -> ExecStreamEvent | None:
             said = (text(payload, "message") or "").encode()
             return ExecStreamEvent("stdin_error", data=said, code=integer(payload, "errno"))
         case MessageType.EXEC_FAILED | MessageType.ERROR:
-            failure = _failure(message)
+            failure = exec_failure(message)
             return ExecStreamEvent("failed", data=failure.message.encode(), code=failure.errno)
     return None
 
 
-def _failure(message: Message) -> ExecFailedError:
+def exec_failure(message: Message) -> ExecFailedError:
+    """What a message that ends a session in failure says."""
     payload = message.payload
     return ExecFailedError(
         text(payload, "message") or "the guest gave no reason",

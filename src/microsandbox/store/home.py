@@ -112,21 +112,9 @@ class SandboxPaths:
         return self.directory / "logs"
 
     @property
-    def runtime(self) -> Path:
-        return self.directory / "runtime"
-
-    @property
     def upper(self) -> Path:
         """The writable layer: a sparse ext4 image."""
         return self.directory / "upper.ext4"
-
-    @property
-    def kernel_log(self) -> Path:
-        return self.logs / "kernel.log"
-
-    @property
-    def runtime_log(self) -> Path:
-        return self.logs / "runtime.log"
 
     @property
     def boot_error(self) -> Path:

@@ -9,7 +9,6 @@ supervisor. A Running row whose process is gone is stale and becomes Crashed whe
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -241,12 +240,6 @@ class SandboxCatalog:
             _set_status(connection, row.id, Status.CRASHED)
             self._on_end(row.name)
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone())
-
-
-def labels_of(config: str) -> dict[str, str]:
-    """The labels in a stored configuration."""
-    labels = json.loads(config).get("labels")
-    return dict(labels) if isinstance(labels, dict) else {}
 
 
 def _row(found: sqlite3.Row) -> SandboxRow:

@@ -24,7 +24,6 @@ _FIRMWARE_DIRECTORIES = (
     "/usr/share/qemu-firmware",
     "/usr/local/share/qemu",
 )
-_MODULE_DIRECTORIES = ("qemu", "../qemu", "../lib/qemu", "../lib64/qemu")
 _LIBRARY = re.compile(rb"(?:=> )?(/\S+) \(0x")
 _VERSION = re.compile(rb"version (\d+)\.(\d+)(?:\.(\d+))?")
 

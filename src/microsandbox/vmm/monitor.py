@@ -20,7 +20,7 @@ class Monitor:
         self._client.register_listener(self._listener)
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
         self.shutdown_cause: str | None = None
-        self.shut_down_by_guest = False
+        self._reported = ""
 
     async def connect(self, sock: socket.socket) -> None:
         """Negotiate. A machine that has ended already has nothing to say."""
@@ -41,8 +41,14 @@ class Monitor:
         if isinstance(data, dict):
             if event["event"] == "SHUTDOWN":
                 self.shutdown_cause = str(data.get("reason"))
-                self.shut_down_by_guest = data.get("guest") is True
             else:
-                device, reason = data.get("node-name"), data.get("reason")
-                log.warning("disk %s: a %s failed on the host: %s", device, data.get("operation"), reason)
+                self._report(
+                    f"disk {data.get('node-name')}: a {data.get('operation')} failed on the host", data
+                )
         return False
+
+    def _report(self, what: str, data: dict[str, object]) -> None:
+        """Log it, unless it was the last thing logged: a full disk fails at each of a guest's writes."""
+        if what != self._reported:
+            self._reported = what
+            log.warning("%s: %s", what, data.get("reason"))

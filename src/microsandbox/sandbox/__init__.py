@@ -1,0 +1,1 @@
+"""The public Sandbox: options, creation, lifecycle, commands, files."""
