@@ -200,11 +200,22 @@ def decode(body: bytes) -> Message:
     return Message(kind, payload)
 
 
+def _refuse_tag(*_: object) -> None:
+    raise ProtocolError("tags are not part of the protocol")
+
+
+#: No message has semantic tags, and some (big fractions) take minutes to decode: none is.
+_NO_TAGS = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
+_MAX_DEPTH = 16
+
+
 def _load(data: bytes, what: str) -> Any:
     import cbor2
 
     try:
-        return cbor2.loads(data)
+        return cbor2.loads(data, semantic_decoders=_NO_TAGS, tag_hook=_refuse_tag, max_depth=_MAX_DEPTH)
     except Exception as error:  # cbor2 raises many kinds for hostile input, RecursionError among them
         raise ProtocolError(f"{what} is not valid CBOR: {error}") from error
 

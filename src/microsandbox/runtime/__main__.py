@@ -15,6 +15,7 @@ import signal
 import socket
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
@@ -81,13 +82,16 @@ def main() -> int:
     os.chdir("/")
     agent_socket = Path(plan.agent_socket)
     listener = _listen(agent_socket)
+    bound = agent_socket.stat()
     try:
         _announce()
         return run_supervisor(plan, _launch(plan), listener, watchdog)
     except BrokenPipeError:  # the owner has died already, and nobody reads the line
         return 1
     finally:
-        agent_socket.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(bound, agent_socket.stat()):  # not that of a sandbox that replaced this one
+                agent_socket.unlink()
 
 
 def _launch(plan: LaunchPlan) -> VirtualMachine | MicrosandboxError:

@@ -37,13 +37,17 @@ class RotatingFile:
             self._size = os.fstat(self.fd).st_size
 
     def _rotate(self) -> None:
-        os.close(self.fd)
-        for number in range(KEPT, 0, -1):
-            older = self._path.with_name(f"{self._path.name}.{number}")
-            newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
-            if newer.exists():
-                newer.rename(older)
-        self._open()
+        old = self.fd
+        try:
+            for number in range(KEPT, 0, -1):
+                older = self._path.with_name(f"{self._path.name}.{number}")
+                newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
+                if newer.exists():
+                    newer.rename(older)
+            self._open()
+        except OSError:  # a full disk loses the rotation, not the log
+            return
+        os.close(old)
 
     def close(self) -> None:
         os.close(self.fd)

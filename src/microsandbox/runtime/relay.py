@@ -103,6 +103,7 @@ class _Client(asyncio.Protocol):
             transport.abort()
         else:
             transport.write(_RANGE.pack(self.first_id, self.end_id) + ready.raw)
+            self.set_reading(self._relay.guest_reads)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -155,6 +156,11 @@ class Relay:
             self._server.close()
         for client in list(self._clients.values()):
             client.disconnect("the sandbox has ended")
+
+    @property
+    def guest_reads(self) -> bool:
+        """Whether the guest takes what clients send; while it does not, they are not read either."""
+        return self._guest.writable
 
     @property
     def exec_sessions(self) -> int:

@@ -118,7 +118,12 @@ async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) 
     paths = context.home.sandbox(row.name)
     try:
         make_private(paths.logs)
-        await asyncio.to_thread(make_upper, context.home, paths.upper, config.image.upper_size_mib)
+        size = config.image.upper_size_mib
+        making = asyncio.ensure_future(asyncio.to_thread(make_upper, context.home, paths.upper, size))
+        try:
+            await asyncio.shield(making)
+        finally:  # a thread cannot be cancelled, and must not write into the next sandbox of this name
+            await asyncio.wait((making,))
     except BaseException:
         if context.sandboxes.discard(row):
             remove_tree(paths.directory)

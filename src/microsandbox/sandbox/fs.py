@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from microsandbox.agent.connection import Connection, Session
-from microsandbox.agent.protocol import DATA_CHUNK, MessageType, binary, integer, text
+from microsandbox.agent.protocol import DATA_CHUNK, MessageType, binary, encode, integer, text
 from microsandbox.arguments import octets, parameter
 from microsandbox.arguments import text as plain_text
-from microsandbox.errors import FilesystemError, IoError, PathNotFoundError
+from microsandbox.errors import AgentClientError, FilesystemError, IoError, PathNotFoundError
 from microsandbox.store.files import partial_path
 from microsandbox.types import FsEntry, FsEntryKind, FsMetadata
 
@@ -67,7 +67,7 @@ def _guest_path(value: object, name: str = "path") -> str:
 class FsReadStream:
     """The content of a guest file, in pieces: an async iterator."""
 
-    def __init__(self, session: Session, close: Callable[[], Any]) -> None:
+    def __init__(self, session: Session, close: Callable[[], None]) -> None:
         self._session = session
         self._close = close
         self._ended = False
@@ -82,7 +82,7 @@ class FsReadStream:
             if message is not None and message.kind is MessageType.FS_DATA:
                 return binary(message.payload, "data")
             self._ended = True
-            await self._close()
+            self._close()
             if message is None:
                 raise FilesystemError("read: the stream ended without a response")
             if message.kind is not MessageType.FS_RESPONSE or message.payload.get("ok") is not True:
@@ -94,18 +94,18 @@ class FsReadStream:
         """The rest of the file."""
         return b"".join([piece async for piece in self])
 
-    async def _abandon(self) -> None:
+    def _abandon(self) -> None:
         """Give up a file that was not read to its end."""
         if not self._ended:
             self._ended = True
             self._session.close()
-            await self._close()
+            self._close()
 
 
 class FsWriteSink:
     """A guest file that is being written; ``close()`` confirms it. An async context manager."""
 
-    def __init__(self, session: Session, close: Callable[[], Any]) -> None:
+    def __init__(self, session: Session, close: Callable[[], None]) -> None:
         self._session = session
         self._close = close
         self._closed = False
@@ -130,13 +130,19 @@ class FsWriteSink:
                 await self._session.send_data(MessageType.FS_DATA, b"")
             await _response(self._session)
         finally:
-            await self._close()
+            self._close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the file; after an error in the block it is left as it is, without waiting for the guest."""
+        if kind is None:
+            await self.close()
+        elif not self._closed:
+            self._closed = True
+            self._session.close()
+            self._close()
 
 
 class SandboxFsOps:
@@ -185,7 +191,7 @@ class SandboxFsOps:
                 if len(entries) > _MAX_ENTRIES:
                     raise FilesystemError(f"readdir: more than {_MAX_ENTRIES} entries")
         finally:
-            await self._close_handle(handle)
+            self._close_handle(handle)
         return entries
 
     async def _read_dir(self, handle: int) -> Sequence[Any]:
@@ -268,15 +274,18 @@ class SandboxFsOps:
             raise _host_error(error) from error
         finally:
             partial.unlink(missing_ok=True)
-            await stream._abandon()
+            stream._abandon()
 
     async def _open(self, path: str, options: Mapping[str, object]) -> int:
         data = await self._request({"OpenFile": {"path": _guest_path(path), "options": options}})
         return _handle(data)
 
-    async def _close_handle(self, handle: int) -> None:
-        with suppress(FilesystemError):
-            await self._request({"CloseHandle": {"handle": handle}})
+    def _close_handle(self, handle: int) -> None:
+        """Nothing depends on the guest's word for it, and a guest that is silent must not be waited for."""
+        with suppress(AgentClientError):
+            session = self._connection.start_session()
+            request = {"op": {"CloseHandle": {"handle": handle}}}
+            self._connection.send_soon(encode(session.id, MessageType.FS_REQUEST, request))
 
     async def _session(self, operation: Mapping[str, object]) -> Session:
         return await self._connection.open_session(MessageType.FS_REQUEST, {"op": operation})

@@ -96,10 +96,10 @@ async def kill(context: Context, name: str, timeout: float | None) -> None:
         settle_killed(context, row)
         return
     limit = KILL_TIMEOUT if timeout is None else timeout
-    machine = open_children(row.process.pid) if row.process is not None else []
+    machine = open_children(row.process.pid) if row.process is not None and row.process.alive() else []
     _send(row, signal.SIGKILL)
     gone = await _gone(row, limit)
-    if not await ended(machine, limit) or not gone:
+    if not await end_machine(machine, limit) or not gone:
         raise not_observed(name)
     settle_killed(context, row)
 
@@ -173,6 +173,14 @@ async def _gone(row: SandboxRow, timeout: float | None) -> bool:
     """Wait for the process that answers for the row; False after ``timeout`` seconds."""
     fd = None if row.process is None else row.process.open_pidfd()
     return fd is None or await ended([fd], timeout)
+
+
+async def end_machine(pidfds: list[int], timeout: float) -> bool:
+    """See the children of a killed supervisor gone. They die with it, unless a hostile one saw to that."""
+    for fd in pidfds:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    return await ended(pidfds, timeout)
 
 
 async def ended(pidfds: list[int], timeout: float | None) -> bool:

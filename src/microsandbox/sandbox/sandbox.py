@@ -231,10 +231,10 @@ class Sandbox:
             await lifecycle.kill(self._context, self._row.name, timeout)
             return
         limit = lifecycle.KILL_TIMEOUT if timeout is None else timeout
-        machine = open_children(self._process.pid)
+        machine = open_children(self._process.pid) if self._process.try_wait() is None else []
         await self.request_kill()
         gone = await self._ended(limit)
-        if not await lifecycle.ended(machine, limit) or not gone:
+        if not await lifecycle.end_machine(machine, limit) or not gone:
             raise lifecycle.not_observed(self._row.name)
         lifecycle.settle_killed(self._context, self._row)
 

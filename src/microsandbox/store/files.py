@@ -21,7 +21,10 @@ PARTIAL_PREFIX = ".partial-"
 
 def make_private(directory: Path) -> Path:
     """Make the directory and its missing parents, readable by the owner only."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not directory.is_dir():
+        if not directory.parent.exists():  # mkdir would make parents with the default mode
+            make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 
 

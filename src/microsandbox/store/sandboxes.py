@@ -181,8 +181,11 @@ class SandboxCatalog:
             return cursor.rowcount == 1
 
     def set_draining(self, sandbox_id: int) -> None:
+        """Say that a running sandbox drains; one whose run has ended stays what it is."""
         with self._database.write() as connection:
-            _set_status(connection, sandbox_id, Status.DRAINING)
+            running = "SELECT 1 FROM run WHERE sandbox_id = ? AND status = 'Running'"
+            if connection.execute(running, (sandbox_id,)).fetchone() is not None:
+                _set_status(connection, sandbox_id, Status.DRAINING)
 
     def end_run(
         self,

@@ -64,7 +64,7 @@ def _fingerprint(installation: QemuInstallation) -> list[list[int]]:
 def _examine(architecture: Architecture, binary: Path) -> QemuInstallation:
     try:
         said = tools.run(architecture.qemu, ["--version"], timeout=20)
-    except ChildProcessError as error:
+    except (ChildProcessError, TimeoutError) as error:
         raise VmmError(f"{binary} cannot be run: {error}") from error
     match = _VERSION.search(said)
     if match is None:

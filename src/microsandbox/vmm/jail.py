@@ -4,7 +4,8 @@ Its own user, mount, PID, network, IPC, UTS and cgroup namespaces; a root direct
 named here, read-only, and nothing else: no /proc, no /dev, no /etc; a user that is not root on the host
 and no capabilities even inside; ``no_new_privs``; only the descriptors it was handed; death with its
 parent. Where user namespaces are forbidden the same list of files is enforced by Landlock instead,
-which leaves UDP sockets and, before version 6, signals to processes of the same user.
+and a filter denies the system calls it does not know of. That leaves the names and metadata of files to
+be seen and, before version 6, processes of the same user to be signalled.
 
 What runs in the child after clone() must neither touch other threads' state nor fail silently: it
 reports to its standard error, which the supervisor keeps.
@@ -40,11 +41,20 @@ _NAMESPACES = (
 # An existing directory to build the new root on; it is covered in the child's mount namespace only.
 _SCAFFOLD = "/tmp"  # noqa: S108
 _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID
+_MOUNT_FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 _FS_EXECUTE, _FS_READ_FILE, _FS_WRITE_FILE = 1, 4, 2
 #: All file system rights by Landlock version: 13 in version 1, then REFER, TRUNCATE, IOCTL_DEV.
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _NET_RIGHTS, _SCOPES = 0b11, 0b11
+
+
+#: What Landlock lets through: sockets by path, and changes of files that are not opened. QEMU needs none.
+_UNKNOWN_TO_LANDLOCK = (
+    "socket", "socketpair", "connect", "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown",
+    "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat", "setxattr", "lsetxattr", "fsetxattr",
+    "truncate", "io_uring_setup", "ptrace",
+)  # fmt: skip
 
 
 class JailKind(StrEnum):
@@ -153,6 +163,7 @@ def _child(jailed: Jailed, user: _HostUser, waiting: int, lifeline: int) -> None
         os.close(lifeline)
         os.dup2(jailed.errors, 2)
         os.setsid()  # a terminal's Ctrl-C is for the owner, not for the machine
+        linux.leave_session_keyring()
         if os.read(waiting, 1) != b"\0":
             os._exit(JAIL_FAILED)
         if jailed.kind is JailKind.NAMESPACES:
@@ -203,7 +214,7 @@ def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
     linux.pivot_root(".", ".")
     linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
-    _set_limits()
+    _set_limits(jailed)
     linux.drop_capabilities()
     linux.set_no_new_privileges()
 
@@ -214,7 +225,9 @@ def _bind(fd: int, path: str, flags: int) -> None:
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     linux.mount(f"/proc/self/fd/{fd}", target, None, linux.MS_BIND)
-    linux.mount(target, target, None, linux.MS_REMOUNT | linux.MS_BIND | flags)
+    # Flags of the file system that the file comes from (noexec, perhaps) are locked: they must be kept.
+    kept = os.statvfs(target).f_flag & _MOUNT_FLAGS
+    linux.mount(target, target, None, linux.MS_REMOUNT | linux.MS_BIND | flags | kept)
 
 
 def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
@@ -232,12 +245,16 @@ def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
     linux.set_capabilities_empty()
-    _set_limits()
+    _set_limits(jailed)
     linux.set_no_new_privileges()
     linux.landlock_restrict(ruleset)
+    linux.deny_system_calls(_UNKNOWN_TO_LANDLOCK)
 
 
-def _set_limits() -> None:
+def _set_limits(jailed: Jailed) -> None:
+    # Nothing it can write to may grow beyond what it has: disks are as large as they will ever be.
+    largest = max((os.fstat(fd).st_size for fd in jailed.fds), default=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)

@@ -7,8 +7,10 @@ capability.h, prctl.h, landlock.h, openat2.h). Every function raises OSError wit
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
+from collections.abc import Iterable
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -27,9 +29,27 @@ _EINVAL = 22
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 if os.uname().machine == "x86_64":
-    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET = 56, 155, 126
+    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET, _SYS_KEYCTL = 56, 155, 126, 250
 else:  # the generic table: arm64, riscv64
-    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET = 220, 41, 91
+    _SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET, _SYS_KEYCTL = 220, 41, 91, 219
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_PR_SET_SECCOMP, _KILL, _ALLOW, _DENY_EPERM = 22, 0x80000000, 0x7FFF0000, 0x00050001
+_X32_BIT = 0x40000000
+if os.uname().machine == "x86_64":
+    _AUDIT_ARCH = 0xC000003E
+    _NUMBERS = {
+        "socket": 41, "connect": 42, "socketpair": 53, "truncate": 76, "chmod": 90, "fchmod": 91, "chown": 92,
+        "fchown": 93, "lchown": 94, "ptrace": 101, "utime": 132, "setxattr": 188, "lsetxattr": 189,
+        "fsetxattr": 190, "utimes": 235, "fchownat": 260, "futimesat": 261, "fchmodat": 268, "utimensat": 280,
+        "io_uring_setup": 425, "fchmodat2": 452,
+    }  # fmt: skip
+else:
+    _AUDIT_ARCH = 0xC00000B7
+    _NUMBERS = {
+        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "truncate": 45, "fchmod": 52, "fchmodat": 53,
+        "fchownat": 54, "fchown": 55, "utimensat": 88, "ptrace": 117, "socket": 198, "socketpair": 199,
+        "connect": 203, "io_uring_setup": 425, "fchmodat2": 452,
+    }  # fmt: skip
 _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
 
 
@@ -74,6 +94,15 @@ def die_with_parent(signal: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
+def leave_session_keyring() -> None:
+    """Give up the session's keys (Kerberos tickets, for one), which namespaces do not hide."""
+    try:
+        _syscall(_SYS_KEYCTL, "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
+            raise
+
+
 def set_no_new_privileges() -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
@@ -93,6 +122,23 @@ def set_capabilities_empty() -> None:
     """Empty the effective, permitted and inheritable sets; always allowed."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _syscall(_SYS_CAPSET, "capset", header, bytes(24))
+
+
+def deny_system_calls(names: Iterable[str]) -> None:
+    """Have these system calls fail with EPERM from now on (seccomp(2), a classic BPF program).
+
+    Those that this architecture does not have are skipped. Needs no_new_privs.
+    """
+    numbers = [_NUMBERS[name] for name in names if name in _NUMBERS]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH), (give, 0, 0, _KILL), (load, 0, 0, 0)]
+    program.append((at_least, len(numbers) + 1, 0, _X32_BIT))  # the other set of numbers on x86-64
+    for index, number in enumerate(numbers):
+        program.append((equal, len(numbers) - index, 0, number))
+    program += [(give, 0, 0, _ALLOW), (give, 0, 0, _DENY_EPERM)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    filter = struct.pack("@HP", len(program), ctypes.addressof(code))
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, filter, 0, 0), "prctl(PR_SET_SECCOMP)")
 
 
 def landlock_abi() -> int:

@@ -1,5 +1,7 @@
 """Frames and messages: what is read back is what was written, and garbage is refused, never believed."""
 
+import time
+
 import cbor2
 import pytest
 from hypothesis import given
@@ -106,3 +108,21 @@ def test_a_unit_message_has_a_null_payload():
 )
 def test_flags_by_type(kind, flag):
     assert flags_of(MessageType(kind)) == flag
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        bytes.fromhex("c5821a00100000")
+        + b"\xc2\x5a\x00\x04\x00\x00"
+        + b"\xff" * (256 << 10),  # a big fraction
+        b"\xc2\x5a\x00\x10\x00\x00" + b"\xff" * (1 << 20),
+        b"\x81" * 100_000 + b"\x00",
+        cbor2.dumps(cbor2.CBORTag(999, 1)),
+    ],
+)
+def test_what_takes_minutes_to_decode_is_refused_at_once(hostile):
+    started = time.monotonic()
+    with pytest.raises(ProtocolError):
+        decode(cbor2.dumps({"v": 5, "t": "core.exec.exited", "p": hostile}))
+    assert time.monotonic() - started < 1

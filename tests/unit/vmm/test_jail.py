@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -183,3 +184,41 @@ def test_a_process_with_threads_may_not_start_one():
         text=True,
     )
     assert "single-threaded" in found.stdout
+
+
+def test_landlock_lets_no_socket_be_reached_and_no_mode_be_changed(tmp_path):
+    """What Landlock does not know of is denied by a filter."""
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    victim = tmp_path / "victim"
+    victim.touch()
+    victim.chmod(0o666)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "sock"))
+        (tmp_path / "sock").chmod(0o777)
+        server.listen()
+        found = run(
+            "landlock", f"{BB} nc -w 1 local:{tmp_path}/sock; {BB} nc -w 1 127.0.0.1 1; {BB} touch {victim}"
+        )
+    assert found.stdout.count("Operation not permitted") >= 2, found
+    assert "Connection refused" not in found.stdout
+
+
+def test_a_home_on_a_noexec_mount_is_no_obstacle(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec,nosuid", "none", tmp_path], check=True)
+    try:
+        (tmp_path / "kernel").write_text("content")
+        code = (
+            "import os; from pathlib import Path; from microsandbox.vmm.jail import *\n"
+            f"files = {{'{BB}': Path('{BB}'), '/guest/kernel': Path('{tmp_path}/kernel')}}\n"
+            f"p = start(Jailed(('{BB}', 'cat', '/guest/kernel'), files, (), 1, JailKind.NAMESPACES))\n"
+            "print(os.waitstatus_to_exitcode(os.waitpid(p.pid, 0)[1]))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert found.stdout == "content0\n", found
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
