@@ -16,7 +16,7 @@ from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
 from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
 from microsandbox.sandbox.validation import validate
-from microsandbox.store.files import make_private, remove_tree
+from microsandbox.store.files import host_errors, make_private
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ async def create(
     on_pulled: Callable[[], None] = lambda: None,
 ) -> Sandbox:
     """Create and boot a sandbox. A failure before its row leaves nothing, a later one a stopped sandbox."""
+    with host_errors():
+        return await _create(context, options, progress, on_pulled)
+
+
+async def _create(
+    context: Context, options: CreateOptions, progress: Progress | None, on_pulled: Callable[[], None]
+) -> Sandbox:
     config = options.config
     validate(config)
     context.home.agent_socket(config.name)
@@ -56,6 +63,11 @@ async def create(
 
 async def start(context: Context, name: str, *, detached: bool) -> Sandbox:
     """Boot a stopped or crashed sandbox again, with its writable layer as it was left."""
+    with host_errors():
+        return await _start(context, name, detached=detached)
+
+
+async def _start(context: Context, name: str, *, detached: bool) -> Sandbox:
     config = load_config(context.sandboxes.get(name).config)
     ready = await prepare_host(context)
     row = context.sandboxes.begin_start(name)
@@ -125,6 +137,7 @@ async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) 
         finally:  # a thread cannot be cancelled, and must not write into the next sandbox of this name
             await asyncio.wait((making,))
     except BaseException:
-        if context.sandboxes.discard(row):
-            remove_tree(paths.directory)
+        doomed = lifecycle.Doomed(paths.directory)
+        context.sandboxes.discard(row, doomed.take_away)
+        doomed.delete()
         raise

@@ -12,12 +12,13 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
 from microsandbox.errors import AgentClientError, MicrosandboxError, SandboxNotFoundError
 from microsandbox.sandbox.context import Context
-from microsandbox.store.files import partial_path, remove_tree
+from microsandbox.store.files import host_errors, partial_path, remove_leftovers, remove_tree
 from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
@@ -129,15 +130,32 @@ async def wait_until_stopped(context: Context, name: str) -> Observed:
 async def remove(context: Context, name: str) -> None:
     """Delete a stopped sandbox and its directory. Raises SandboxNotFoundError, SandboxStillRunningError."""
     directory = context.home.sandbox(name).directory
-    try:
-        context.sandboxes.remove(name)
-    except SandboxNotFoundError:
-        if not directory.is_dir():
-            raise
-    doomed = partial_path(directory)
-    with suppress(FileNotFoundError):
-        directory.rename(doomed)
-    await asyncio.to_thread(remove_tree, doomed)
+    doomed = Doomed(directory)
+    with host_errors():
+        try:
+            context.sandboxes.remove(name, doomed.take_away)
+        except SandboxNotFoundError:
+            if not directory.is_dir():
+                raise
+            context.sandboxes.remove_files(name, doomed.take_away)
+        await asyncio.to_thread(doomed.delete)
+
+
+class Doomed:
+    """A directory that is to go: taken away in one step, deleted at leisure."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._aside = partial_path(directory)
+
+    def take_away(self) -> None:
+        with suppress(FileNotFoundError):
+            self._directory.rename(self._aside)
+
+    def delete(self) -> None:
+        """Delete it, and what others did not get to delete for an hour."""
+        remove_tree(self._aside)
+        remove_leftovers(self._directory.parent, older_than=time.time() - 3600)
 
 
 async def make_way(context: Context, name: str, grace: float) -> None:

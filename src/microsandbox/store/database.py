@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
-from microsandbox.store.files import FileLock, make_private
+from microsandbox.store.files import FileLock, host_errors, make_private
 from microsandbox.store.schema import MIGRATIONS
 
 
@@ -72,7 +72,8 @@ class Database:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        make_private(self.path.parent)
+        with host_errors():
+            make_private(self.path.parent)
         connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row

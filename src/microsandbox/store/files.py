@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from microsandbox.errors import IoError
+
 #: Names of unfinished files and directories; ``remove_leftovers`` knows them by it.
 PARTIAL_PREFIX = ".partial-"
 
@@ -156,6 +158,18 @@ def _extents(fd: int, length: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
+
+
+@contextmanager
+def host_errors() -> Iterator[None]:
+    """Have the operating system's refusals in the block raised as IoError, which callers know."""
+    try:
+        yield
+    except TimeoutError:  # an OSError too, but of whoever waits
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise IoError(f"{place}{error.strerror or error} (os error {error.errno})") from error
 
 
 def remove_leftovers(directory: Path, *, older_than: float) -> int:

@@ -209,9 +209,10 @@ class SandboxCatalog:
                 _set_status(connection, sandbox_id, status)
                 self._on_end(found["name"])
 
-    def remove(self, name: str) -> SandboxRow:
+    def remove(self, name: str, take_away: Callable[[], object]) -> SandboxRow:
         """Delete the row of a sandbox that is not running.
 
+        ``take_away`` moves its files out of the way, inside the transaction: the name is free with the row.
         Raises SandboxNotFoundError, SandboxStillRunningError.
         """
         self.get(name)
@@ -221,12 +222,20 @@ class SandboxCatalog:
                 raise SandboxStillRunningError(f"cannot remove sandbox '{name}': still running")
             connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,))
             self._on_end(name)
+            take_away()
         return row
 
-    def discard(self, row: SandboxRow) -> bool:
-        """Take back a row that create() made; False when it is gone, and its name perhaps somebody else's."""
+    def remove_files(self, name: str, take_away: Callable[[], object]) -> None:
+        """Take away what a sandbox without a row left behind; nothing if the name is somebody's by now."""
         with self._database.write() as connection:
-            return connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,)).rowcount == 1
+            if connection.execute("SELECT 1 FROM sandbox WHERE name = ?", (name,)).fetchone() is None:
+                take_away()
+
+    def discard(self, row: SandboxRow, take_away: Callable[[], object]) -> None:
+        """Take back a row that create() made, unless it is gone, and its name perhaps somebody else's."""
+        with self._database.write() as connection:
+            if connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,)).rowcount == 1:
+                take_away()
 
     def _reconcile(self, row: SandboxRow) -> SandboxRow:
         """What the row should say, given the process that answers for it."""

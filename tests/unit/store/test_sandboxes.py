@@ -74,12 +74,12 @@ def test_of_many_starters_exactly_one_wins(path):
 def test_a_running_sandbox_is_not_removed(catalog):
     create(catalog)
     with pytest.raises(SandboxStillRunningError, match="cannot remove sandbox 'one': still running"):
-        catalog.remove("one")
+        catalog.remove("one", lambda: None)
 
 
 def test_a_stopped_sandbox_is_removed_with_everything_about_it(catalog, path):
     end(catalog, create(catalog, a="1"))
-    catalog.remove("one")
+    catalog.remove("one", lambda: None)
     with pytest.raises(SandboxNotFoundError, match="sandbox not found: one"):
         catalog.get("one")
     with Database(path).read() as connection:
@@ -160,3 +160,25 @@ def test_a_file_that_is_no_database_is_one_clear_error(path):
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(DatabaseError, match="not a database"), Database(path).read():
         pass
+
+
+def test_files_are_taken_away_with_the_row_and_only_then(catalog):
+    taken = []
+    row = create(catalog)
+    with pytest.raises(SandboxStillRunningError):
+        catalog.remove("one", lambda: taken.append("running"))
+    end(catalog, row)
+    catalog.remove("one", lambda: taken.append("stopped"))
+    catalog.remove_files("one", lambda: taken.append("orphan"))
+    newer = create(catalog)
+    catalog.remove_files("one", lambda: taken.append("somebody's"))
+    catalog.discard(row, lambda: taken.append("an older row's"))
+    catalog.discard(newer, lambda: taken.append("its own"))
+    assert taken == ["stopped", "orphan", "its own"]
+
+
+def test_a_drain_after_the_end_changes_nothing(catalog):
+    row = create(catalog)
+    end(catalog, row)
+    catalog.set_draining(row.id)
+    assert catalog.get("one").status is Status.STOPPED
