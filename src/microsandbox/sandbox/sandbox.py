@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -244,23 +244,22 @@ class Sandbox:
         await self._connection.send(encode(0, MessageType.SHUTDOWN))
 
     async def request_kill(self) -> None:
-        self._check_usable()
-        if self._process is None:
-            lifecycle.request_kill(self._context, self._row.name)
-            return
-        try:
-            self._process.kill()
-        except ProcessLookupError as error:
-            raise MicrosandboxError("nix error: ESRCH: No such process") from error
+        """Kill it and return."""
+        self._ask(lifecycle.request_kill, ProcessHandle.kill)
 
     async def request_drain(self) -> None:
         """Let running commands finish, refuse new ones, then power off."""
+        self._ask(lifecycle.request_drain, ProcessHandle.drain)
+
+    def _ask(
+        self, by_name: Callable[[Context, str], None], by_process: Callable[[ProcessHandle], None]
+    ) -> None:
         self._check_usable()
         if self._process is None:
-            lifecycle.request_drain(self._context, self._row.name)
+            by_name(self._context, self._row.name)
             return
         try:
-            self._process.drain()
+            by_process(self._process)
         except ProcessLookupError as error:
             raise MicrosandboxError("nix error: ESRCH: No such process") from error
 
