@@ -87,7 +87,7 @@ async def test_an_image_in_use_stays_and_with_force_keeps_its_disk(store, home, 
     for name in ("box", "abox"):
         row = sandboxes.get(name)
         sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.COMPLETED)
-        sandboxes.remove(name)
+        sandboxes.remove(name, lambda: None)
     report = await store.prune()
     assert (report.references, report.manifests, report.layers, report.rootfs) == (0, 1, 2, 1)
     assert rows_of(home) == NOTHING and files_of(home) == []
