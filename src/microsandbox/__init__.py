@@ -10,6 +10,8 @@ Every name is loaded when it is first used: importing the package costs next to 
 """
 
 from microsandbox._lazy import lazy_names
+
+# Not lazily: the module, imported later, would take the place of the function version() below.
 from microsandbox.version import VERSION
 
 TYPE_CHECKING = False  # type checkers know the name; importing typing would take longer than all of this
@@ -175,8 +177,6 @@ def version() -> str:
     """The version of the public API: that of the microsandbox release this one follows."""
     return VERSION
 
-
-# The module of that name is imported above on purpose: imported later, it would take the function's place.
 
 __all__ = [
     "FLAG_SESSION_START",

@@ -19,7 +19,7 @@ from microsandbox.cli.failures import KILLED, GuestCommandError, refusing_argume
 from microsandbox.cli.interrupts import Interrupted, Signals, first_of
 from microsandbox.cli.streams import Input, Output
 from microsandbox.errors import AgentClientError, ExecFailedError, ExecTimeoutError, MicrosandboxError
-from microsandbox.sandbox.exec import exec_failure
+from microsandbox.sandbox.exec import end_tasks, exec_failure
 from microsandbox.units import format_duration_precise
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Running:
             await self._kill()
             raise
         finally:
-            await _end(tasks)
+            await end_tasks(tasks)
 
     async def _wait(self, output: asyncio.Task[int], signals: Signals) -> int:
         interrupted = asyncio.ensure_future(self._pass_on(signals))
@@ -120,7 +120,7 @@ class _Running:
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            await _end([interrupted])
+            await end_tasks([interrupted])
         if output.done() or signals.first is not None:
             signals.check()
             return output.result()
@@ -194,16 +194,6 @@ class _Running:
             return
         finally:
             loop.remove_signal_handler(signal.SIGWINCH)
-
-
-async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs and take what has failed, so that nothing is left behind or unseen."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()
 
 
 def _exit_code(message: Message) -> int:

@@ -73,7 +73,7 @@ def _mke2fs(path: Path, size_mib: int) -> None:
             ) from error
 
 
-def open_locked(path: Path, *, writable: bool, exclusive: bool | None = None) -> int:
+def open_locked(path: Path, *, writable: bool) -> int:
     """Open a disk file and lock it: one writer or many readers. The lock lasts as long as any copy of the
     descriptor is open, so it survives the owner and ends with the machine.
 
@@ -88,7 +88,7 @@ def open_locked(path: Path, *, writable: bool, exclusive: bool | None = None) ->
         ) from error
     except OSError as error:
         raise MicrosandboxError(f"open disk image lock {path}: {error.strerror}") from error
-    operation = fcntl.LOCK_EX if (writable if exclusive is None else exclusive) else fcntl.LOCK_SH
+    operation = fcntl.LOCK_EX if writable else fcntl.LOCK_SH
     try:
         fcntl.flock(fd, operation | fcntl.LOCK_NB)
     except BlockingIOError:

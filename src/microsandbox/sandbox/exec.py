@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from microsandbox.agent.connection import Connection, Session
 from microsandbox.agent.protocol import DATA_CHUNK, Message, MessageType, binary, integer, text
@@ -145,16 +145,19 @@ async def run(handle: ExecHandle, timeout: float | None) -> ExecOutput:
         await handle.kill()
         await asyncio.wait((collecting,), timeout=_KILL_GRACE)
     finally:
-        await _cancel(collecting)
+        await end_tasks((collecting,))
     assert timeout is not None
     raise ExecTimeoutError(f"exec timed out after {format_duration_precise(timeout)}")
 
 
-async def _cancel(task: asyncio.Future[ExecOutput]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()
+async def end_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs and take what has failed, so that nothing is left behind or unseen."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 async def _feed(sink: ExecSink, data: bytes) -> None:
