@@ -40,4 +40,4 @@ bench: setup $(DEMO_IMAGE) ## Print the figures of docs/performance.md
 	@$(PYTHON) -m benchmarks
 
 clean: ## Remove what was built here (not ~/.microsandbox)
-	@rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache src/microsandbox/_guest/agentd-*
+	@rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache src/microsandbox/_guest/agentd-* src/microsandbox/_host/read_only_ram-*

@@ -1,7 +1,8 @@
-"""Builds the guest agent: as hatchling's build hook, or by itself with ``python hatch_build.py``.
+"""Builds what is written in C: as hatchling's build hook, or by itself with ``python hatch_build.py``.
 
-The agent is C for Linux guests of both architectures, whatever the host is, so it is cross-compiled with the
-Zig compiler of the PyPI package ``ziglang`` and the wheel that carries it is good for every platform.
+The guest agent and the little library that is loaded into QEMU are compiled for both architectures, whatever
+this machine is, with the Zig compiler of the PyPI package ``ziglang``: the wheel that carries them is good for
+every platform.
 """
 
 from __future__ import annotations
@@ -12,34 +13,44 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent
-SOURCE = ROOT / "guest"
-OUTPUT = ROOT / "src" / "microsandbox" / "_guest"
-VERSION_FILE = ROOT / "src" / "microsandbox" / "version.py"
+PACKAGE = ROOT / "src" / "microsandbox"
+VERSION_FILE = PACKAGE / "version.py"
 ARCHITECTURES = ("x86_64", "aarch64")
-FLAGS = (
-    "-std=c11",
-    "-D_GNU_SOURCE",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Os",
-    "-g0",
-    "-static",
-    "-fstack-protector-strong",
-    "-ffunction-sections",
-    "-fdata-sections",
-    "-Wl,--gc-sections",
-    "-Wl,--build-id=none",
-    "-s",
+FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Os", "-g0", "-s", "-Wl,--build-id=none")
+
+
+class Program(NamedTuple):
+    """A binary for each architecture: of all C files of a directory. ``target`` is Zig's name of the C library."""
+
+    what: str
+    source: Path
+    binary: Path
+    target: str
+    flags: tuple[str, ...]
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [*self.source.glob("*.[ch]"), VERSION_FILE, Path(__file__)]
+
+
+AGENT = Program(
+    "guest agent",
+    ROOT / "guest",
+    PACKAGE / "_guest" / "agentd",
+    "linux-musl",
+    ("-static", "-fstack-protector-strong", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
 )
-
-
-def sources() -> list[Path]:
-    """The agent's own files, in an order that does not depend on the file system."""
-    return sorted(SOURCE.glob("*.c"))
+# Any C library since 2012 will do: it uses syscall(2)'s wrapper and errno.
+PRELOAD = Program(
+    "library for QEMU",
+    ROOT / "preload",
+    PACKAGE / "_host" / "read_only_ram",
+    "linux-gnu.2.17",
+    ("-shared", "-fPIC"),
+)
 
 
 def api_version() -> str:
@@ -50,43 +61,45 @@ def api_version() -> str:
     return match[1]
 
 
-def is_current(binary: Path) -> bool:
-    """Whether the binary is newer than everything it is made of."""
-    if not binary.exists():
-        return False
-    inputs = [*SOURCE.glob("*.[ch]"), VERSION_FILE, Path(__file__)]
-    return binary.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in inputs)
-
-
-def compile_agent(architecture: str, binary: Path) -> None:
+def compile_program(program: Program, architecture: str, binary: Path) -> None:
     """Compile for one architecture; the binary appears when it is complete. Raises SystemExit."""
     partial = binary.with_name(f".{binary.name}.{os.getpid()}")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-musl", *FLAGS]
-    command += [f'-DAGENT_VERSION="{api_version()}"', "-o", str(partial)]
-    command += [path.name for path in sources()]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-{program.target}", *FLAGS]
+    command += [*program.flags, f'-DAGENT_VERSION="{api_version()}"', "-o", str(partial)]
+    command += sorted(path.name for path in program.source.glob("*.c"))
     try:
-        done = subprocess.run(command, cwd=SOURCE, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=program.source, check=False, capture_output=True, text=True)
         if "No module named ziglang" in done.stderr:
             raise SystemExit(
-                "the compiler of the guest agent is missing; install it with: pip install ziglang"
+                f"the compiler of the {program.what} is missing; install it with: pip install ziglang"
             )
         if done.returncode:
-            raise SystemExit(f"the guest agent for {architecture} cannot be built:\n{done.stderr[-4000:]}")
+            raise SystemExit(
+                f"the {program.what} for {architecture} cannot be built:\n{done.stderr[-4000:]}"
+            )
         partial.chmod(0o755)
         partial.replace(binary)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def is_current(program: Program, binary: Path) -> bool:
+    """Whether the binary is newer than everything it is made of."""
+    if not binary.exists():
+        return False
+    return binary.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in program.inputs)
+
+
 def build() -> list[Path]:
     """Bring the binaries of all architectures up to date and return them."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
     binaries = []
-    for architecture in ARCHITECTURES:
-        binary = OUTPUT / f"agentd-{architecture}"
-        if not is_current(binary):
-            compile_agent(architecture, binary)
-        binaries.append(binary)
+    for program in (AGENT, PRELOAD):
+        program.binary.parent.mkdir(parents=True, exist_ok=True)
+        for architecture in ARCHITECTURES:
+            binary = program.binary.with_name(f"{program.binary.name}-{architecture}")
+            if not is_current(program, binary):
+                compile_program(program, architecture, binary)
+            binaries.append(binary)
     return binaries
 
 

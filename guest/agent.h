@@ -48,6 +48,7 @@ struct agent {
     struct limit limits[MAX_LIMITS];
     unsigned limit_count;
     bool restricted;
+    bool rooted; /* ahead of the configuration: the image is mounted, placeholders stand for the names */
     int uevents; /* the kernel's reports of devices, while booting */
     int upper;   /* the file system of the writable layer, -1 before it is mounted */
 

@@ -1,9 +1,11 @@
 /*
  * From the kernel's first program to core.ready.
  *
- *     boot_start    devices, modules, the agent port       the same for every sandbox: a template may be
- *                   core.boot.hello ──►                    taken here and resumed many times
- *     boot_finish   ◄── core.boot.config                   root, names, clock, random numbers
+ *     boot_start    devices, modules, the agent port       the same for every sandbox
+ *     boot_finish   core.boot.hello ──►                    a template may be taken here
+ *                   ◄── core.boot.root                     perhaps: the image is mounted ahead
+ *                   core.boot.hello ──►                    a template may be taken here
+ *                   ◄── core.boot.config                   root, names, clock, random numbers
  *                   core.init.resolved ──►, ◄── ack, core.ready ──►
  *
  * Until ready the port blocks: there is nothing else to do, and a template that waits must not run.
@@ -31,6 +33,8 @@ enum {
     MAX_PATH = 4096,
     MAX_MODULES = 256,
 };
+
+#define NO_MACHINE_ID "00000000000000000000000000000000"
 
 _Noreturn void boot_fail(struct agent *agent, const char *stage, int number, const char *format, ...)
 {
@@ -182,19 +186,22 @@ static void say_hello(struct agent *agent)
     struct utsname system;
     uname(&system);
     struct cbor_out put = wire_begin(&agent->wire, 0, MSG_BOOT_HELLO);
-    cbor_put_map(&put, 2);
+    cbor_put_map(&put, 3);
     cbor_put_text(&put, "agent_version");
     cbor_put_text(&put, AGENT_VERSION);
     cbor_put_text(&put, "kernel");
     cbor_put_text(&put, system.release);
+    cbor_put_text(&put, "rooted");
+    cbor_put_bool(&put, agent->rooted);
     wire_end(&agent->wire, &put);
     wire_flush(&agent->wire);
     if (agent->wire.closed)
         boot_fail(agent, "build_vm", 0, "the agent port is gone");
 }
 
-/* The next message of that kind; others are passed over. False: the host is gone. */
-static bool await_message(struct agent *agent, enum message kind, struct cbor *payload)
+/* The next message of one of two kinds; others are passed over. MESSAGE_COUNT: the host is gone. */
+static enum message await_message(struct agent *agent, enum message one, enum message other,
+                                  struct cbor *payload)
 {
     struct wire *wire = &agent->wire;
     for (;;) {
@@ -205,26 +212,47 @@ static bool await_message(struct agent *agent, enum message kind, struct cbor *p
             if (bad != NULL)
                 boot_fail(agent, "config", 0, "a message of the host cannot be read: %s", bad);
             *payload = cbor_reader(envelope.payload.data, envelope.payload.length);
-            if (message_find(envelope.type) == kind)
-                return true;
+            enum message kind = message_find(envelope.type);
+            if (kind == one || kind == other)
+                return kind;
         }
         if (wire->lost)
             boot_fail(agent, "config", 0, "a frame of the host has an impossible length");
         if (!wire_receive(wire) && wire->closed)
-            return false;
+            return MESSAGE_COUNT;
     }
+}
+
+/* The image may be mounted before anything of the sandbox is known, for a template. */
+static void mount_ahead(struct agent *agent, struct cbor *payload)
+{
+    static struct boot_root root;
+    const char *bad = boot_root_decode(payload, &root);
+    if (bad != NULL || agent->rooted)
+        boot_fail(agent, "config", 0, "core.boot.root cannot be used: %s", bad ? bad : "there is a root");
+    mount_root(agent, &root, agent->uevents);
+    prepare_root(agent);
+    set_identity(agent, "localhost", NO_MACHINE_ID);
+    agent->rooted = true;
+    sync();
 }
 
 static struct cbor await_config(struct agent *agent)
 {
-    struct cbor payload;
-    say_hello(agent);
-    while (!await_message(agent, MSG_BOOT_CONFIG, &payload)) {
-        agent->wire.in.head = agent->wire.in.tail = 0;
-        agent->wire.closed = false;
+    for (;;) {
+        struct cbor payload;
         say_hello(agent);
+        switch (await_message(agent, MSG_BOOT_ROOT, MSG_BOOT_CONFIG, &payload)) {
+        case MSG_BOOT_CONFIG:
+            return payload;
+        case MSG_BOOT_ROOT:
+            mount_ahead(agent, &payload);
+            break;
+        default: /* another host is to come */
+            agent->wire.in.head = agent->wire.in.tail = 0;
+            agent->wire.closed = false;
+        }
     }
-    return payload;
 }
 
 void boot_start(struct agent *agent)
@@ -285,7 +313,7 @@ static void resolve_user(struct agent *agent)
     struct pollfd input = {.fd = agent->wire.fd, .events = POLLIN};
     if (poll(&input, 1, ACK_WAIT_MS) == 0)
         boot_fail(agent, "other", 0, "timed out waiting for init ack");
-    if (!await_message(agent, MSG_INIT_ACK, &ack))
+    if (await_message(agent, MSG_INIT_ACK, MSG_INIT_ACK, &ack) != MSG_INIT_ACK)
         power_off(agent); /* the host is gone */
 }
 
@@ -323,12 +351,17 @@ void boot_finish(struct agent *agent)
     const char *bad = boot_config_decode(&payload, &config);
     if (bad != NULL)
         boot_fail(agent, "config", 0, "the boot configuration cannot be used: %s", bad);
+    if (agent->rooted == (config.root.lower != NULL))
+        boot_fail(agent, "config", EINVAL, agent->rooted ? "a second root is configured" : "root is missing");
     check_limits(agent, &config);
     add_entropy(agent, config.entropy);
     if (config.unix_time_nanos != 0 && !set_clock(config.unix_time_nanos))
         boot_fail(agent, "other", errno, "the clock cannot be set");
-    mount_root(agent, &config, agent->uevents);
-    set_identity(agent, &config);
+    if (!agent->rooted) {
+        mount_root(agent, &config.root, agent->uevents);
+        prepare_root(agent);
+    }
+    set_identity(agent, config.hostname, config.machine_id);
     mount_tmpfs(agent, &config);
     install_scripts(agent, &config);
     keep_settings(agent, &config);

@@ -5,9 +5,12 @@
 #include "agent.h"
 #include "boot_config.h"
 
-/* Opens the port: everything before it knows the sandbox. A template is taken when it has said hello. */
+/* Opens the port; nothing up to here is any sandbox's own. */
 void boot_start(struct agent *);
-/* Learns which sandbox this is, makes it so, and says ready. */
+/*
+ * Says hello, learns which sandbox this is, makes it so, and says ready. A template may be taken at each hello:
+ * of a guest that has come up, and of one whose image is mounted already.
+ */
 void boot_finish(struct agent *);
 
 /* Says why on the port and the console, and powers off. `stage` is one of those of core.boot.failed. */
@@ -19,12 +22,13 @@ bool wait_for_device(int uevents, const char *path, int seconds);
 
 /* mount.c */
 void mount_initial(struct agent *);
-void mount_root(struct agent *, const struct boot_config *, int uevents);
+void mount_root(struct agent *, const struct boot_root *, int uevents);
 void mount_tmpfs(struct agent *, const struct boot_config *);
 bool make_path(char *path);
 
 /* identity.c */
-void set_identity(struct agent *, const struct boot_config *);
+void prepare_root(struct agent *); /* all of it that is the same for every sandbox */
+void set_identity(struct agent *, const char *hostname, const char *machine_id);
 void install_scripts(struct agent *, const struct boot_config *);
 void loopback_up(void);
 

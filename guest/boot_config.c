@@ -12,22 +12,24 @@ static char *optional_text(struct cbor *in, struct strings *strings)
     return cbor_null(in) ? NULL : strings_add(strings, cbor_text(in));
 }
 
-static void read_root(struct cbor *in, struct boot_config *config, struct strings *strings)
+static void read_root(struct cbor *in, struct boot_root *root, struct strings *strings)
 {
     struct cbor_level map = cbor_enter_map(in);
     while (cbor_more(in, &map)) {
         struct cbor_string key = cbor_text(in);
         if (cbor_equal(key, "lower"))
-            config->lower = optional_text(in, strings);
+            root->lower = optional_text(in, strings);
         else if (cbor_equal(key, "lower_fstype"))
-            config->lower_type = optional_text(in, strings);
+            root->lower_type = optional_text(in, strings);
         else if (cbor_equal(key, "upper"))
-            config->upper = optional_text(in, strings);
+            root->upper = optional_text(in, strings);
         else if (cbor_equal(key, "upper_fstype"))
-            config->upper_type = optional_text(in, strings);
+            root->upper_type = optional_text(in, strings);
         else
             cbor_skip(in);
     }
+    if (root->lower == NULL || root->lower_type == NULL || root->upper == NULL || root->upper_type == NULL)
+        cbor_fail(in, "root needs lower, lower_fstype, upper and upper_fstype");
 }
 
 static bool is_usable_path(const char *path)
@@ -145,7 +147,7 @@ static void read_field(struct cbor *in, struct cbor_string key, struct boot_conf
     else if (cbor_equal(key, "user"))
         config->user = strings_add(strings, cbor_text(in));
     else if (cbor_equal(key, "root"))
-        read_root(in, config, strings);
+        read_root(in, &config->root, strings);
     else if (cbor_equal(key, "tmpfs"))
         read_tmpfs(in, config, strings);
     else if (cbor_equal(key, "scripts"))
@@ -189,9 +191,6 @@ static void check(struct cbor *in, const struct boot_config *config, const struc
         cbor_fail(in, "the hostname must have 1 to 64 characters, no space, control character or /");
     else if (!is_machine_id(config->machine_id))
         cbor_fail(in, "the machine id must be 32 lower-case hexadecimal digits");
-    else if (config->lower == NULL || config->lower_type == NULL || config->upper == NULL ||
-             config->upper_type == NULL)
-        cbor_fail(in, "root needs lower, lower_fstype, upper and upper_fstype");
 }
 
 const char *boot_config_decode(struct cbor *in, struct boot_config *config)
@@ -207,5 +206,26 @@ const char *boot_config_decode(struct cbor *in, struct boot_config *config)
         read_field(in, key, config, &strings);
     }
     check(in, config, &strings);
+    return in->bad;
+}
+
+const char *boot_root_decode(struct cbor *in, struct boot_root *root)
+{
+    struct strings strings;
+    *root = (struct boot_root){.lower = NULL};
+    if (!strings_init(&strings, in))
+        return "out of memory";
+    root->strings = strings.block;
+    struct cbor_level map = cbor_enter_map(in);
+    while (cbor_more(in, &map)) {
+        if (cbor_equal(cbor_text(in), "root"))
+            read_root(in, root, &strings);
+        else
+            cbor_skip(in);
+    }
+    if (in->bad == NULL && strings.has_nul)
+        cbor_fail(in, "a string contains a NUL byte");
+    else if (in->bad == NULL && root->lower == NULL)
+        cbor_fail(in, "root is missing");
     return in->bad;
 }

@@ -12,10 +12,16 @@ struct boot_script {
     struct cbor_string content; /* lies in the message */
 };
 
+/* The image and its writable layer: block devices and their file systems. */
+struct boot_root {
+    char *lower, *lower_type, *upper, *upper_type; /* NULL: not given */
+    char *strings;
+};
+
 struct boot_config {
     char *hostname, *machine_id;
     char *user; /* NULL: root */
-    char *lower, *lower_type, *upper, *upper_type;
+    struct boot_root root;
     struct {
         char *path;
         unsigned long flags; /* of mount(2) */
@@ -35,5 +41,8 @@ struct boot_config {
 
 /* Returns NULL, or why it cannot be used. Both `env.items` and `strings` are the caller's to free. */
 const char *boot_config_decode(struct cbor *payload, struct boot_config *);
+
+/* The same for core.boot.root: { "root": ... } as in a configuration. */
+const char *boot_root_decode(struct cbor *payload, struct boot_root *);
 
 #endif

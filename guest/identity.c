@@ -54,6 +54,20 @@ static void replace_file(struct agent *agent, int directory, const char *name, c
     close(fd);
 }
 
+/* A file in /etc. Under emulation it is four times quicker to fill a placeholder than to replace a file. */
+static void write_name(struct agent *agent, int etc, const char *name, const char *text, size_t size,
+                       mode_t mode)
+{
+    if (!agent->rooted) {
+        replace_file(agent, etc, name, text, size, mode);
+        return;
+    }
+    int fd = openat(etc, name, O_WRONLY | O_TRUNC | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || !write_all(fd, text, size))
+        boot_fail(agent, "mount", errno, "the file %s cannot be written", name);
+    close(fd);
+}
+
 static void write_hosts(struct agent *agent, int etc, const char *hostname)
 {
     char text[512];
@@ -65,7 +79,7 @@ static void write_hosts(struct agent *agent, int etc, const char *hostname)
                           "ff02::1\tip6-allnodes\n"
                           "ff02::2\tip6-allrouters\n",
                           hostname, hostname);
-    replace_file(agent, etc, "hosts", text, (size_t)length, 0644);
+    write_name(agent, etc, "hosts", text, (size_t)length, 0644);
 }
 
 /* A link (usually to a file of systemd's) is the image's decision. */
@@ -76,7 +90,7 @@ static void write_machine_id(struct agent *agent, int etc, const char *id)
     if (id == NULL || (fstatat(etc, "machine-id", &info, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(info.st_mode)))
         return;
     int length = snprintf(text, sizeof text, "%s\n", id);
-    replace_file(agent, etc, "machine-id", text, (size_t)length, 0444);
+    write_name(agent, etc, "machine-id", text, (size_t)length, 0444);
 }
 
 /* Appends to a regular file once; what is no regular file is left alone. */
@@ -113,27 +127,35 @@ static int open_directory(struct agent *agent, const char *path)
     return fd;
 }
 
-void set_identity(struct agent *agent, const struct boot_config *config)
+void prepare_root(struct agent *agent)
 {
-    char line[80], run[] = "/run/microsandbox";
-    if (sethostname(config->hostname, strlen(config->hostname)) < 0)
-        boot_fail(agent, "config", errno, "the hostname %s cannot be set", config->hostname);
+    char run[] = "/run/microsandbox";
     int etc = open_directory(agent, "/etc");
-    int length = snprintf(line, sizeof line, "%s\n", config->hostname);
-    replace_file(agent, etc, "hostname", line, (size_t)length, 0644);
-    write_hosts(agent, etc, config->hostname);
-    write_machine_id(agent, etc, config->machine_id);
     extend_profile(agent, etc);
     close(etc);
     if (!make_path(run))
         boot_fail(agent, "mount", errno, "the directory %s cannot be made", run);
+    close(open_directory(agent, "/.msb"));
+    if (mount("tmpfs", "/.msb", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=8m") < 0)
+        boot_fail(agent, "mount", errno, "a tmpfs cannot be mounted on /.msb");
+    close(open_directory(agent, "/.msb/scripts"));
+}
+
+void set_identity(struct agent *agent, const char *hostname, const char *machine_id)
+{
+    char line[80];
+    if (sethostname(hostname, strlen(hostname)) < 0)
+        boot_fail(agent, "config", errno, "the hostname %s cannot be set", hostname);
+    int etc = open_directory(agent, "/etc");
+    int length = snprintf(line, sizeof line, "%s\n", hostname);
+    write_name(agent, etc, "hostname", line, (size_t)length, 0644);
+    write_hosts(agent, etc, hostname);
+    write_machine_id(agent, etc, machine_id);
+    close(etc);
 }
 
 void install_scripts(struct agent *agent, const struct boot_config *config)
 {
-    close(open_directory(agent, "/.msb"));
-    if (mount("tmpfs", "/.msb", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=8m") < 0)
-        boot_fail(agent, "mount", errno, "a tmpfs cannot be mounted on /.msb");
     int scripts = open_directory(agent, "/.msb/scripts");
     for (unsigned i = 0; i < config->script_count; i++) {
         const struct boot_script *script = &config->scripts[i];

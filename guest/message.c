@@ -11,6 +11,7 @@ const struct message_kind message_kinds[MESSAGE_COUNT] = {
     [MSG_ERROR] = {"core.error", FLAG_TERMINAL, false},
     [MSG_FLOW] = {"core.flow", 0, true},
     [MSG_BOOT_HELLO] = {"core.boot.hello", 0, false},
+    [MSG_BOOT_ROOT] = {"core.boot.root", 0, true},
     [MSG_BOOT_CONFIG] = {"core.boot.config", 0, true},
     [MSG_BOOT_FAILED] = {"core.boot.failed", 0, false},
     [MSG_EXEC_REQUEST] = {"core.exec.request", FLAG_SESSION_START, true},

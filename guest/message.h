@@ -17,6 +17,7 @@ enum message {
     MSG_ERROR,
     MSG_FLOW,
     MSG_BOOT_HELLO,
+    MSG_BOOT_ROOT,
     MSG_BOOT_CONFIG,
     MSG_BOOT_FAILED,
     MSG_EXEC_REQUEST,

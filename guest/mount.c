@@ -131,10 +131,10 @@ static void change_root(struct agent *agent)
         boot_fail(agent, "mount", errno, "the root file system cannot be entered");
 }
 
-void mount_root(struct agent *agent, const struct boot_config *config, int uevents)
+void mount_root(struct agent *agent, const struct boot_root *root, int uevents)
 {
-    mount_disk(agent, uevents, "image", config->lower, config->lower_type, "/lower", MS_RDONLY);
-    mount_disk(agent, uevents, "mount", config->upper, config->upper_type, "/upper", 0);
+    mount_disk(agent, uevents, "image", root->lower, root->lower_type, "/lower", MS_RDONLY);
+    mount_disk(agent, uevents, "mount", root->upper, root->upper_type, "/upper", 0);
     make_directory(agent, "/upper/upper");
     make_directory(agent, "/upper/work");
     agent->upper = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -55,7 +55,7 @@ if [ ! -x .venv/bin/python ]; then
     say "making the virtual environment .venv"
     "$python" -m venv .venv
 fi
-wanted="$(cat pyproject.toml hatch_build.py guest/*.[ch] | sha256sum | cut -d ' ' -f 1)$extras"
+wanted="$(cat pyproject.toml hatch_build.py guest/*.[ch] preload/*.c | sha256sum | cut -d ' ' -f 1)$extras"
 installed="$(cat .venv/.installed 2>/dev/null || true)"
 if [ "$installed" != "$wanted" ] && [ "$installed" != "${wanted%"$extras"}[dev]" ]; then
     say "installing the package and its dependencies into .venv"

@@ -11,7 +11,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct boot_config config;
     struct cbor in = cbor_reader(data, size);
     if (boot_config_decode(&in, &config) == NULL) {
-        if (strlen(config.hostname) == 0 || config.lower == NULL || config.upper_type == NULL)
+        if (strlen(config.hostname) == 0 || (config.root.lower != NULL && config.root.upper_type == NULL))
             abort();
         for (unsigned i = 0; i < config.script_count; i++)
             if (strchr(config.scripts[i].name, '/') != NULL || config.scripts[i].content.length > size)

@@ -27,7 +27,8 @@
     │   └── NotSupportedYetError     part of the API, not of this release
     ├── PrerequisiteError            the host lacks a program, a kernel or a device
     ├── KernelError                  the guest kernel cannot be prepared
-    └── VmmError                     QEMU cannot be started or has failed
+    ├── VmmError                     QEMU cannot be started or has failed
+    └── TemplateError                a memory template cannot be built, found or removed
 
 Each class has a stable ``code`` and one message; what else a caller may want to act on is an
 attribute of the class concerned.
@@ -245,6 +246,12 @@ class VmmError(MicrosandboxError):
     """QEMU cannot be started, or failed; the message ends with the last lines of its reason."""
 
     code = "vmm-error"
+
+
+class TemplateError(MicrosandboxError):
+    """A memory template cannot be built, or there is none of that id."""
+
+    code = "template-error"
 
 
 def _restore(

@@ -47,6 +47,7 @@ class MessageType(StrEnum):
     ERROR = "core.error"
     FLOW = "core.flow"
     BOOT_HELLO = "core.boot.hello"
+    BOOT_ROOT = "core.boot.root"
     BOOT_CONFIG = "core.boot.config"
     BOOT_FAILED = "core.boot.failed"
     EXEC_REQUEST = "core.exec.request"

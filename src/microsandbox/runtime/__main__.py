@@ -77,15 +77,18 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     watchdog = _watchdog(sys.argv[1:])
-    plan = LaunchPlan.from_fd(PLAN_FD)
+    plan = LaunchPlan.from_fd(PLAN_FD).with_mark("plan read")
     _close_all_but({0, 1, 2, watchdog or 0, *(disk.fd for disk in plan.disks)})
+    for disk in plan.disks:
+        os.set_inheritable(disk.fd, False)  # a lock lasts as long as a copy is open: only QEMU gets one
     os.chdir("/")
     agent_socket = Path(plan.agent_socket)
     listener = _listen(agent_socket)
     bound = agent_socket.stat()
     try:
         _announce()
-        return run_supervisor(plan, _launch(plan), listener, watchdog)
+        machine = _launch(plan)
+        return run_supervisor(plan.with_mark("QEMU started"), machine, listener, watchdog)
     except BrokenPipeError:  # the owner has died already, and nobody reads the line
         return 1
     finally:

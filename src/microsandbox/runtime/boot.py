@@ -2,12 +2,15 @@
 
     agentd                        supervisor
       core.boot.hello      ──►                 kernel and agent run; nothing is this sandbox's yet
-                           ◄──  core.boot.config    root disks, names, entropy, clock, scripts
+                           ◄──  core.boot.root      only for an image's template: its disks
+      core.boot.hello      ──►                 the image is mounted, and still nothing is this sandbox's
+                           ◄──  core.boot.config    names, entropy, clock, scripts; root disks unless mounted
       core.init.resolved   ──►                 the root is mounted, the default user known
                            ◄──  core.init.ack
       core.ready           ──►                 sessions may start
 
-``core.boot.failed`` may take the place of any of the agent's messages.
+``core.boot.failed`` may take the place of any of the agent's messages. A guest that goes on from a template
+has said hello in another life: it is sent its configuration at once.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -75,30 +78,74 @@ class BootStage(StrEnum):
     AGENT = "the agent is starting"
 
 
-async def bring_up(guest: GuestLink, config: Mapping[str, Any]) -> Frame:
+class Handshake:
+    """The steps of a boot, on a link that nobody else reads. Every one of them may raise BootFailure."""
+
+    def __init__(self, guest: GuestLink) -> None:
+        self._guest = guest
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+        guest.on_frame = self._frames.put_nowait
+
+    async def hello(self) -> None:
+        """Wait for a guest that is nobody's yet."""
+        await self._expect(MessageType.BOOT_HELLO)
+
+    async def mount(self, root: Mapping[str, str]) -> None:
+        """Have the image mounted ahead of everything else."""
+        self._guest.send_message(MessageType.BOOT_ROOT, {"root": root})
+        await self.hello()
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Make it this sandbox. ``config`` is the body of ``core.boot.config`` without clock and entropy,
+        which must be fresh when they are sent.
+        """
+        self._guest.send_message(
+            MessageType.BOOT_CONFIG,
+            {**config, "unix_time_nanos": time.time_ns(), "entropy": os.urandom(64)},
+        )
+
+    async def resolved(self) -> None:
+        """Wait for the root to be mounted and the names to be set."""
+        await self._expect(MessageType.INIT_RESOLVED)
+        self._guest.send_message(MessageType.INIT_ACK, {})
+
+    async def ready(self) -> Frame:
+        """The ``core.ready`` frame."""
+        return (await self._expect(MessageType.READY))[0]
+
+    async def _expect(self, kind: MessageType) -> tuple[Frame, Message]:
+        return await _expect(self._guest, self._frames, kind)
+
+
+async def bring_up(
+    guest: GuestLink,
+    config: Mapping[str, Any],
+    mark: Callable[[str], None] = lambda _: None,
+    *,
+    resumed: bool = False,
+    timeout: float = BOOT_TIMEOUT,
+) -> Frame:
     """Run the handshake and return the ``core.ready`` frame. Raises BootFailure.
 
-    ``config`` is the body of ``core.boot.config`` without the clock and the entropy, which must be
-    fresh when they are sent.
+    ``resumed`` guests have said hello already. ``mark`` is told each stage that was reached.
     """
-    frames: asyncio.Queue[Frame] = asyncio.Queue()
-    guest.on_frame = frames.put_nowait
+    handshake = Handshake(guest)
     stage = BootStage.KERNEL
     try:
-        async with asyncio.timeout(BOOT_TIMEOUT):
-            await _expect(guest, frames, MessageType.BOOT_HELLO)
+        async with asyncio.timeout(timeout):
+            if not resumed:
+                await handshake.hello()
+                mark("agent's hello")
             stage = BootStage.ROOT
-            guest.send_message(
-                MessageType.BOOT_CONFIG,
-                {**config, "unix_time_nanos": time.time_ns(), "entropy": os.urandom(64)},
-            )
-            await _expect(guest, frames, MessageType.INIT_RESOLVED)
-            guest.send_message(MessageType.INIT_ACK, {})
+            handshake.configure(config)
+            await handshake.resolved()
+            mark("guest configured")
             stage = BootStage.AGENT
-            ready, _ = await _expect(guest, frames, MessageType.READY)
+            ready = await handshake.ready()
+            mark("guest ready")
             return ready
     except TimeoutError:
-        raise BootFailure(f"not ready after {BOOT_TIMEOUT:g} s: {stage.value}") from None
+        raise BootFailure(f"not ready after {timeout:g} s: {stage.value}") from None
 
 
 async def _expect(guest: GuestLink, frames: asyncio.Queue[Frame], kind: MessageType) -> tuple[Frame, Message]:

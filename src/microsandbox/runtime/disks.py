@@ -39,6 +39,16 @@ def make_upper(home: Home, target: Path, size_mib: int) -> None:
         raise IoError(f"writable layer {target}: {error.strerror} (os error {error.errno})") from error
 
 
+def copy_upper(source: Path, target: Path) -> None:
+    """The writable layer of a template, for a sandbox of its own. Raises FileNotFoundError, IoError."""
+    try:
+        copy_sparse(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise IoError(f"writable layer {target}: {error.strerror} (os error {error.errno})") from error
+
+
 def _format(template: Path, size_mib: int, lock: FileLock) -> None:
     make_private(template.parent)
     with lock:

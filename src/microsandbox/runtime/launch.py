@@ -6,25 +6,45 @@ import os
 import socket
 from pathlib import Path
 
-from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.plan import LaunchPlan
+from microsandbox.errors import MicrosandboxError, VmmError
+from microsandbox.runtime.plan import LaunchPlan, TemplatePlan
 from microsandbox.vmm.architecture import host_architecture
-from microsandbox.vmm.machine import Accelerator, Disk, Machine
+from microsandbox.vmm.machine import Accelerator, BootKernel, Disk, Machine, RamFile
 from microsandbox.vmm.qemu import VirtualMachine, launch
 
 
 def launch_machine(plan: LaunchPlan) -> VirtualMachine:
-    """Start the plan's machine. Raises MicrosandboxError."""
-    machine = Machine(
-        architecture=host_architecture(),
-        accelerator=Accelerator(plan.accelerator),
-        cpus=plan.cpus,
-        memory_mib=plan.memory_mib,
-        kernel=Path(plan.kernel),
-        initramfs=Path(plan.initramfs),
-        disks=tuple(Disk(disk.serial, disk.fd, disk.format, disk.read_only) for disk in plan.disks),
-    )
-    return launch(machine, plan.installation, plan.jail_kind, identity=plan.sandbox_id)
+    """Start the plan's machine: from its template if it names one. Raises MicrosandboxError."""
+    return _launch(plan, plan.template)
+
+
+def launch_cold(plan: LaunchPlan) -> VirtualMachine:
+    """Start the plan's machine with a boot, whatever template there is. Raises MicrosandboxError."""
+    return _launch(plan, None)
+
+
+def _launch(plan: LaunchPlan, template: TemplatePlan | None) -> VirtualMachine:
+    kernel, ram, state = BootKernel(Path(plan.kernel), Path(plan.initramfs)), None, None
+    try:
+        if template is not None:
+            ram = RamFile(Path(template.ram), shared=False)
+            state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+        machine = Machine(
+            architecture=host_architecture(),
+            accelerator=Accelerator(plan.accelerator),
+            cpus=plan.cpus,
+            memory_mib=plan.memory_mib,
+            kernel=kernel if state is None else None,
+            disks=tuple(Disk(disk.serial, disk.fd, disk.format, disk.read_only) for disk in plan.disks),
+            ram=ram,
+            state=state,
+        )
+        return launch(machine, plan.installation, plan.jail_kind, identity=plan.sandbox_id)
+    except OSError as error:
+        raise VmmError(f"the template {template and template.key} cannot be used: {error}") from error
+    finally:
+        if state is not None:
+            os.close(state)
 
 
 def run_supervisor(

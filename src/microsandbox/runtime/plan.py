@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import marshal
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ class DiskPlan:
     fd: int
     format: str
     read_only: bool
+
+
+@dataclass(frozen=True)
+class TemplatePlan:
+    """The template to go on from. ``rooted``: the image is mounted in it."""
+
+    key: str
+    ram: str
+    state: str
+    rooted: bool
+
+
+@dataclass(frozen=True)
+class BuilderPlan:
+    """The template that is missing: how to build it, and the lock that is held while that is done."""
+
+    arguments: tuple[str, ...]
+    lock: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,12 @@ class LaunchPlan:
     max_duration: float | None = None
     idle_timeout: float | None = None
     log_level: str | None = None
+    #: Where templates are, which one to go on from, and how one is built when the sandbox runs.
+    templates: str = ""
+    template: TemplatePlan | None = None
+    builder: BuilderPlan | None = None
+    #: What happened before, and when (CLOCK_MONOTONIC, nanoseconds).
+    trace: tuple[tuple[str, int], ...] = ()
 
     def to_fd(self) -> int:
         """A descriptor of an anonymous file that holds the plan, at its start."""
@@ -71,7 +96,15 @@ class LaunchPlan:
         with open(fd, "rb") as file:
             values = marshal.load(file)  # noqa: S302 - written by our parent, the same interpreter
         values["disks"] = tuple(DiskPlan(**disk) for disk in values["disks"])
+        if values["template"] is not None:
+            values["template"] = TemplatePlan(**values["template"])
+        if values["builder"] is not None:
+            values["builder"] = BuilderPlan(**values["builder"])
         return cls(**values)
+
+    def with_mark(self, what: str) -> LaunchPlan:
+        """The same, with one more line in its trace."""
+        return replace(self, trace=(*self.trace, (what, time.monotonic_ns())))
 
     @property
     def installation(self) -> QemuInstallation:

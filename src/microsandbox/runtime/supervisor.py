@@ -15,21 +15,26 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.boot import BootFailure, LinkLost, bring_up, explain_exit, panic_reason
+from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure, LinkLost, bring_up, panic_reason
+from microsandbox.runtime.builder_process import build_in_background
 from microsandbox.runtime.guest_link import GuestLink
-from microsandbox.runtime.log_files import LogStream, RotatingFile
+from microsandbox.runtime.launch import launch_cold
 from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.runtime.relay import Relay
+from microsandbox.runtime.running_machine import PORT_TO_EXIT, RunningMachine
+from microsandbox.runtime.trace import Trace
 from microsandbox.store.database import Database, DatabaseError
+from microsandbox.store.files import FileLock
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from microsandbox.template.store import discard_template
 from microsandbox.tools import last_lines
-from microsandbox.vmm.monitor import Monitor
 from microsandbox.vmm.qemu import VirtualMachine
 
 #: Seconds the guest has to flush its disks and power off.
@@ -38,8 +43,8 @@ FLUSH_WINDOW = 8.0
 ORPHAN_FLUSH_WINDOW = 4.0
 #: Seconds between settings of the guest's clock.
 CLOCK_INTERVAL = 60.0
-#: Seconds from the end of the agent's port to that of the machine, when the machine ends by itself.
-_PORT_TO_EXIT = 2.0
+#: Seconds for a guest to go on from a template: as long as a very busy host may need.
+RESUME_TIMEOUT = 60.0
 _DETACH = b"\x01"
 
 log = logging.getLogger(__name__)
@@ -61,7 +66,8 @@ class Supervisor:
         self, plan: LaunchPlan, machine: VirtualMachine, listener: socket.socket, watchdog: int | None
     ) -> None:
         self._plan = plan
-        self._machine = machine
+        self._vm = machine
+        self._trace = Trace(plan.trace)
         self._listener = listener
         self._watchdog = watchdog
         self._catalog = SandboxCatalog(Database(Path(plan.database)))
@@ -69,7 +75,6 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._relay: Relay | None = None
-        self._monitor = Monitor(plan.name)
 
     def end(self, ending: Ending) -> None:
         """Ask for the end. The first reason counts; asking again, or with no window, hurries."""
@@ -81,82 +86,120 @@ class Supervisor:
 
     async def run(self) -> int:
         """Returns the exit status of this process."""
-        console = await self._keep_log("kernel.log", self._machine.console)
-        self._errors = await self._keep_log("qemu.log", self._machine.errors)
-        monitoring = asyncio.ensure_future(self._monitor.connect(self._machine.qmp))
-        plan, pid = self._plan, self._machine.pid
-        shape = f"{plan.accelerator}, {plan.cpus} CPUs, {plan.memory_mib} MiB, jail of {plan.jail}"
-        log.info("QEMU %s runs as process %d: %s", plan.installation.version, pid, shape)
+        plan = self._plan
+        self._trace.mark("supervisor imported")
+        self._machine = await self._attach(self._vm)
+        log.info(
+            "QEMU %s runs as process %d: %s, %d CPUs, %d MiB, jail of %s%s",
+            plan.installation.version,
+            self._vm.pid,
+            plan.accelerator,
+            plan.cpus,
+            plan.memory_mib,
+            plan.jail,
+            f", from template {plan.template.key}" if plan.template is not None else "",
+        )
         self._watch_signals()
         self._watch_owner()
         try:
-            if not self._catalog.take_over(self._plan.run_id):
+            if not self._catalog.take_over(plan.run_id):
                 raise BootFailure("the sandbox was given up before its runtime started", "config")
-            return await self._supervise(console)
+            return await self._supervise()
         except BootFailure as failure:
             self._record_failure(failure)
             return 1
         finally:
             for task in self._tasks:
                 task.cancel()
-            self._machine.kill()
-            await self._machine.wait()
-            await monitoring  # the end of the machine is the end of its QMP connection too
-            await self._monitor.close()
+            await self._machine.end()
 
-    async def _keep_log(self, name: str, sock: socket.socket) -> LogStream:
-        stream = LogStream(RotatingFile(self._plan.logs / name))
-        await asyncio.get_running_loop().create_connection(lambda: stream, sock=sock)
-        return stream
+    async def _attach(self, vm: VirtualMachine) -> RunningMachine:
+        return await RunningMachine.attach(vm, self._plan.name, self._plan.logs)
 
-    async def _supervise(self, console: LogStream) -> int:
-        guest = await GuestLink.open(self._machine.agent)
-        relay = Relay(guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
-        exited = asyncio.ensure_future(self._machine.wait())
-        started = time.monotonic()
+    async def _supervise(self) -> int:
+        ready = await self._boot()
+        machine = self._machine
+        if ready is None:
+            await self._stop(machine)
+            return self._record_end(await machine.exited)
+        relay = Relay(machine.guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
         try:
-            ready = await self._boot(guest, console, exited)
-            if ready is not None:
-                log.info("guest ready after %.0f ms", 1e3 * (time.monotonic() - started))
-                await relay.serve(self._listener, ready)
-                self._relay = relay
-                self._start_timers(guest, relay)
-                await asyncio.wait((exited, self._ending, guest.lost), return_when=asyncio.FIRST_COMPLETED)
-            await self._stop(guest, exited)
+            await relay.serve(self._listener, ready)
+            self._relay = relay
+            self._trace.mark("relay serves")
+            self._start_timers(machine.guest, relay)
+            self._start(self._settle_in())
+            await asyncio.wait(
+                (machine.exited, self._ending, machine.guest.lost), return_when=asyncio.FIRST_COMPLETED
+            )
+            await self._stop(machine)
         finally:
             relay.close()
-            guest.close()
-        return self._record_end(await exited, console)
+        return self._record_end(await machine.exited)
 
-    async def _boot(self, guest: GuestLink, console: LogStream, exited: asyncio.Future[int]) -> Frame | None:
-        """The ``core.ready`` frame; None when the end was asked for first. Raises BootFailure."""
-        boot = asyncio.ensure_future(bring_up(guest, self._plan.boot))
+    # the boot
+
+    async def _boot(self) -> Frame | None:
+        """The ``core.ready`` frame; None when the end was asked for first. Raises BootFailure.
+
+        A guest that does not go on from its template is given up, and so is the template: this sandbox
+        boots, and a later one has the template built again.
+        """
+        template = self._plan.template
+        if template is not None:
+            config = {**self._plan.boot, "root": None} if template.rooted else self._plan.boot
+            try:
+                return await self._bring_up(config, resumed=True)
+            except BootFailure as failure:
+                if failure.stage == "config":
+                    raise
+                log.warning("template %s does not work, booting instead: %s", template.key, failure.message)
+            discard_template(Path(self._plan.templates), template.key)
+            await self._machine.end()
+            self._machine = await self._attach(launch_cold(self._plan))
+            self._trace.mark("started again without the template")
+        return await self._bring_up(self._plan.boot, resumed=False)
+
+    async def _bring_up(self, config: Mapping[str, Any], *, resumed: bool) -> Frame | None:
+        machine = self._machine
+        timeout = RESUME_TIMEOUT if resumed else BOOT_TIMEOUT
+        boot = asyncio.ensure_future(
+            bring_up(machine.guest, config, self._trace.mark, resumed=resumed, timeout=timeout)
+        )
         try:
-            await asyncio.wait((boot, exited, self._ending), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((boot, machine.exited, self._ending), return_when=asyncio.FIRST_COMPLETED)
             if self._ending.done() and not boot.done():
                 self._hurry.set()
                 return None
             # With a machine that ended its link ends too, after the last that the agent had to say.
-            await asyncio.wait((boot,), timeout=2)
-            if boot.done() and not isinstance(boot.exception(), LinkLost):
+            await asyncio.wait((boot,), timeout=PORT_TO_EXIT)
+            if not boot.done():
+                raise BootFailure("the machine hangs")
+            try:
                 return boot.result()
-            await asyncio.wait((exited,), timeout=2)
-            if not exited.done():
-                raise BootFailure(guest.lost.result() if guest.lost.done() else "the machine hangs")
+            except LinkLost as lost:
+                raise await machine.why(lost) from lost
         finally:
             boot.cancel()
-        async with asyncio.timeout(2):
-            await console.ended.wait()
-            await self._errors.ended.wait()
-        raise explain_exit(exited.result(), console.tail, last_lines(self._errors.tail))
 
-    async def _stop(self, guest: GuestLink, exited: asyncio.Future[int]) -> None:
+    async def _settle_in(self) -> None:
+        """What can wait until the guest is of use: a note of the timings, building the missing template."""
+        self._trace.save(self._plan.logs)
+        log.info("milliseconds since create: %s", self._trace)
+        builder = self._plan.builder
+        if builder is None or not FileLock(Path(builder.lock)).is_free():
+            return
+        status = await build_in_background(builder.arguments)
+        log.info("the template for later sandboxes was %s", "built" if status == 0 else "not built")
+
+    async def _stop(self, machine: RunningMachine) -> None:
         """From the wish to the end of the machine."""
+        guest, exited = machine.guest, machine.exited
         if exited.done():
             return
         if not self._ending.done():
             # A machine that powers off closes the agent's port a moment before it is gone.
-            await asyncio.wait((exited,), timeout=0 if guest.broken else _PORT_TO_EXIT)
+            await asyncio.wait((exited,), timeout=0 if guest.broken else PORT_TO_EXIT)
             if exited.done():
                 return
             self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
@@ -168,7 +211,7 @@ class Supervisor:
             hurry.cancel()
         if not exited.done():
             log.info("killing the machine")
-            self._machine.kill()
+            machine.vm.kill()
 
     # what may end it
 
@@ -246,15 +289,16 @@ class Supervisor:
         failure.save(self._plan.logs / "boot-error.json")
         self._settle(Reason.INTERNAL_ERROR, exit_code=1, detail=failure.message)
 
-    def _record_end(self, status: int, console: LogStream) -> int:
-        panic = panic_reason(console.tail)
+    def _record_end(self, status: int) -> int:
+        machine = self._machine
+        panic = panic_reason(machine.console.tail)
         if self._ending.done():
             ending = self._ending.result()
             reason, detail = ending.reason, ending.detail
         elif status == 0 and panic is None:
-            reason, detail = Reason.COMPLETED, self._monitor.shutdown_cause
+            reason, detail = Reason.COMPLETED, machine.monitor.shutdown_cause
         else:
-            reason, detail = Reason.FAILED, panic or last_lines(self._errors.tail) or None
+            reason, detail = Reason.FAILED, panic or last_lines(machine.errors.tail) or None
         log.info("machine ended with status %d: %s", status, reason)
         self._settle(
             reason,

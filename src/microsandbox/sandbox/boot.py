@@ -23,8 +23,10 @@ from microsandbox.runtime.disks import DiskInUseError, open_locked
 from microsandbox.runtime.plan import FIRST_DISK_FD, DiskPlan, LaunchPlan
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
+from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
+from microsandbox.sandbox.templates import Start
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.vmm.host import Host, examine_host
 from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
@@ -47,7 +49,9 @@ async def boot(
     config: SandboxConfig,
     image: StoredImage,
     host: Host,
+    start: Start,
     mode: SpawnMode,
+    trace: Trace,
 ) -> tuple[ProcessHandle, Connection]:
     """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
     paths = context.home.sandbox(row.name)
@@ -59,7 +63,9 @@ async def boot(
             for path, writable in ((image.rootfs, False), (paths.upper, True)):
                 disks.append(await _open_disk(path, writable=writable))
                 stack.callback(os.close, disks[-1])
-            handle = await spawn(_plan(context, row, config, host), disks, mode)
+            trace.mark("disks open")
+            handle = await spawn(_plan(context, row, config, host, start, trace), disks, mode)
+            trace.mark("supervisor runs")
         connection = await _connect(context, row, handle)
         try:
             await _check_workdir(connection, config)
@@ -84,7 +90,9 @@ async def _open_disk(path: Path, *, writable: bool) -> int:
     return open_locked(path, writable=writable)
 
 
-def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) -> LaunchPlan:
+def _plan(
+    context: Context, row: SandboxRow, config: SandboxConfig, host: Host, start: Start, trace: Trace
+) -> LaunchPlan:
     paths = context.home.sandbox(row.name)
     assert row.run_id is not None
     return LaunchPlan(
@@ -109,6 +117,10 @@ def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) 
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
         log_level="debug" if config.log_level == "trace" else config.log_level,  # logging has no "trace"
+        templates=str(context.home.templates.absolute()),
+        template=start.plan,
+        builder=start.builder,
+        trace=trace.marks,
     )
 
 

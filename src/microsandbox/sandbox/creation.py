@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microsandbox.errors import ImageNotFoundError, MicrosandboxError, SandboxAlreadyExistsError
-from microsandbox.runtime.disks import make_upper
+from microsandbox.runtime.disks import copy_upper, make_upper
 from microsandbox.runtime.spawn import SpawnMode
+from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox import lifecycle
 from microsandbox.sandbox.boot import boot, prepare_host
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
 from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
+from microsandbox.sandbox.templates import Start, choose_start
 from microsandbox.sandbox.validation import validate
 from microsandbox.store.files import host_errors, make_private
+from microsandbox.store.home import Home
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ async def create(
 async def _create(
     context: Context, options: CreateOptions, progress: Progress | None, on_pulled: Callable[[], None]
 ) -> Sandbox:
+    trace = Trace()
+    trace.mark("create")
     config = options.config
     validate(config)
     context.home.agent_socket(config.name)
@@ -55,9 +61,12 @@ async def _create(
     finally:
         host.cancel()
     ready = host.result()
-    await _make_files(context, row, config)
+    trace.mark("image and name claimed")
+    start = choose_start(context.home, ready, config, image, fresh=True)
+    start = await _make_files(context, row, config, start)
+    trace.mark("files made")
     mode = SpawnMode.DETACHED if options.detached else SpawnMode.ATTACHED
-    handle, connection = await boot(context, row, config, image, ready, mode)
+    handle, connection = await boot(context, row, config, image, ready, start, mode, trace)
     return Sandbox(context, row, config, connection, handle)
 
 
@@ -68,6 +77,8 @@ async def start(context: Context, name: str, *, detached: bool) -> Sandbox:
 
 
 async def _start(context: Context, name: str, *, detached: bool) -> Sandbox:
+    trace = Trace()
+    trace.mark("start")
     config = load_config(context.sandboxes.get(name).config)
     ready = await prepare_host(context)
     row = context.sandboxes.begin_start(name)
@@ -81,7 +92,8 @@ async def _start(context: Context, name: str, *, detached: bool) -> Sandbox:
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
     mode = SpawnMode.DETACHED if detached else SpawnMode.ATTACHED
-    handle, connection = await boot(context, row, config, image, ready, mode)
+    how = choose_start(context.home, ready, config, image, fresh=False)
+    handle, connection = await boot(context, row, config, image, ready, how, mode, trace)
     return Sandbox(context, row, config, connection, handle)
 
 
@@ -125,15 +137,19 @@ def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
         ) from error
 
 
-async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) -> None:
-    """The sandbox's directory and writable layer; a failure takes the row with it."""
+async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig, start: Start) -> Start:
+    """The sandbox's directory and writable layer; a failure takes the row with it.
+
+    Returns how the sandbox starts, after all: a template may have been collected meanwhile.
+    """
     paths = context.home.sandbox(row.name)
     try:
         make_private(paths.logs)
-        size = config.image.upper_size_mib
-        making = asyncio.ensure_future(asyncio.to_thread(make_upper, context.home, paths.upper, size))
+        making = asyncio.ensure_future(
+            asyncio.to_thread(_make_upper, context.home, config, paths.upper, start)
+        )
         try:
-            await asyncio.shield(making)
+            return await asyncio.shield(making)
         finally:  # a thread cannot be cancelled, and must not write into the next sandbox of this name
             await asyncio.wait((making,))
     except BaseException:
@@ -141,3 +157,15 @@ async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig) 
         context.sandboxes.discard(row, doomed.take_away)
         doomed.delete()
         raise
+
+
+def _make_upper(home: Home, config: SandboxConfig, target: Path, start: Start) -> Start:
+    if start.rooted and start.template is not None:
+        try:
+            copy_upper(start.template.upper, target)
+        except FileNotFoundError:
+            start = Start()
+        else:
+            return start
+    make_upper(home, target, config.image.upper_size_mib)
+    return start

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,13 @@ class FileLock:
         self._fd = fd
         return True
 
+    def is_free(self) -> bool:
+        """Whether nobody holds it just now."""
+        if not self.acquire(blocking=False):
+            return False
+        self.release()
+        return True
+
     def release(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
@@ -145,6 +153,22 @@ def copy_sparse(source: Path, target: Path, *, size: int | None = None) -> None:
                 if not copied:
                     raise OSError(errno.EIO, "file shrank while it was copied", str(source))
                 start += copied
+
+
+def sparse_digest(fd: int) -> str:
+    """SHA-256 of a file's data and where it lies; holes cost nothing."""
+    digest = hashlib.sha256()
+    length = os.fstat(fd).st_size
+    digest.update(f"{length}".encode())
+    for start, end in _extents(fd, length):
+        digest.update(f" {start}-{end}:".encode())
+        while start < end:
+            piece = os.pread(fd, min(end - start, 1 << 20), start)
+            if not piece:
+                break
+            digest.update(piece)
+            start += len(piece)
+    return digest.hexdigest()
 
 
 def _extents(fd: int, length: int) -> Iterator[tuple[int, int]]:

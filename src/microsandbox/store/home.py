@@ -75,6 +75,10 @@ class Home:
         return self._part("kernels")
 
     @cached_property
+    def templates(self) -> Path:
+        return self._part("templates")
+
+    @cached_property
     def run(self) -> Path:
         return self._part("run")
 

@@ -17,7 +17,7 @@ import os
 import resource
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,6 +29,7 @@ JAIL_FAILED = 125
 #: that systemd's "Users, Groups, UIDs and GIDs" documents, below 2^31.
 FIRST_UID, UID_COUNT = 1_900_000_000, 200_000_000
 _MAX_OPEN_FILES = 256
+_SAVED_STATE = 4 << 20
 _NAMESPACES = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -79,6 +80,7 @@ class Jailed:
     errors: int
     kind: JailKind
     identity: int = 0
+    writable: Mapping[str, Path] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
     environment: Mapping[str, str] | None = None
 
@@ -195,6 +197,7 @@ def _at_end(pipe: int) -> bool:
 def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
     # Opened as the user we still are: afterwards the way to them may be barred.
     sources = {path: os.open(host, os.O_PATH | os.O_CLOEXEC) for path, host in jailed.files.items()}
+    writable = {path: os.open(host, os.O_PATH | os.O_CLOEXEC) for path, host in jailed.writable.items()}
     devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in jailed.devices}
     if user.changed:  # an ordinary user keeps the groups it came with: the kernel would not let them go
         os.setgroups([])
@@ -206,6 +209,8 @@ def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
     )
     for path, fd in sources.items():
         _bind(fd, path, _READ_ONLY | linux.MS_NODEV)
+    for path, fd in writable.items():
+        _bind(fd, path, linux.MS_NOSUID | linux.MS_NOEXEC | linux.MS_NODEV)
     for path, fd in devices.items():
         _bind(fd, path, linux.MS_NOSUID | linux.MS_NOEXEC)
     flags = linux.MS_REMOUNT | linux.MS_BIND | _READ_ONLY | linux.MS_NODEV
@@ -235,6 +240,7 @@ def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
     rights = (1 << _FS_RIGHTS[min(abi, max(_FS_RIGHTS))]) - 1
     ruleset = linux.landlock_ruleset(rights, _NET_RIGHTS if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
     allowed = [(host, _FS_READ_FILE | _FS_EXECUTE) for host in jailed.files.values()]
+    allowed += [(host, _FS_READ_FILE | _FS_WRITE_FILE) for host in jailed.writable.values()]
     allowed += [(Path(path), _FS_READ_FILE | _FS_WRITE_FILE | (rights & 1 << 15)) for path in jailed.devices]
     for host, access in allowed:
         fd = os.open(host, os.O_PATH | os.O_CLOEXEC)
@@ -252,8 +258,9 @@ def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
 
 
 def _set_limits(jailed: Jailed) -> None:
-    # Nothing it can write to may grow beyond what it has: disks are as large as they will ever be.
-    largest = max((os.fstat(fd).st_size for fd in jailed.fds), default=0)
+    # Nothing it can write to may grow beyond what it has: disks are as large as they will ever be. What is
+    # smaller is the state of its devices, for a template.
+    largest = max(_SAVED_STATE, *(os.fstat(fd).st_size for fd in jailed.fds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

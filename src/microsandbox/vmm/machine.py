@@ -15,6 +15,8 @@ from microsandbox.vmm.architecture import Architecture
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: PCI slots, the same in every machine: 1 is the agent's, disks follow.
 _AGENT_SLOT, _FIRST_DISK_SLOT = 1, 2
+#: Bytes that a disk seems to have before it is there.
+SLOT_SIZE = 1 << 44
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,57 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class DiskSlot:
+    """The place of a block device that a template's guest knows already, and nothing is behind yet."""
+
+    serial: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class BootKernel:
+    """A machine that starts as machines do."""
+
+    kernel: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True)
+class RamFile:
+    """The guest's RAM in a file: ``shared`` while a template is made of it, else private, copied on write."""
+
+    path: Path
+    shared: bool
+
+
+@dataclass(frozen=True)
 class Machine:
-    """What a virtual machine is."""
+    """What a virtual machine is.
+
+    It boots ``kernel``, or it goes on from ``state``, an open file with the state of a machine's devices as
+    it was saved; then ``ram`` is what that machine left, and everything else must be as it was there.
+    """
 
     architecture: Architecture
     accelerator: Accelerator
     cpus: int
     memory_mib: int
-    kernel: Path
-    initramfs: Path
-    disks: tuple[Disk, ...] = ()
+    kernel: BootKernel | None = None
+    disks: tuple[Disk | DiskSlot, ...] = ()
+    ram: RamFile | None = None
+    state: int | None = None
 
 
 @dataclass(frozen=True)
 class Handles:
     """By which paths and descriptors QEMU reaches what it is handed at its start."""
 
-    kernel: str
-    initramfs: str
     qmp: int
     console: int
     agent: int
+    kernel: str = ""
+    initramfs: str = ""
+    ram: str = ""
 
 
 def kernel_command_line(machine: Machine) -> str:
@@ -86,14 +118,23 @@ def qemu_arguments(machine: Machine, qemu: QemuInstallation, handles: Handles) -
     architecture, accelerator = machine.architecture, machine.accelerator
     argv = [qemu.binary, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     argv += ["-sandbox", _SECCOMP, "-L", qemu.firmware]
-    argv += ["-machine", f"{architecture.board},{architecture.board_options}"]
+    board = f"{architecture.board},{architecture.board_options},suppress-vmdesc=on"
+    if machine.ram is not None:
+        board += ",memory-backend=ram"
+        share = "on" if machine.ram.shared else "off"
+        backend = f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path={handles.ram}"
+        argv += ["-object", f"{backend},share={share},prealloc=off"]
+    argv += ["-machine", board]
     argv += ["-accel", "kvm" if accelerator is Accelerator.KVM else "tcg"]
     argv += ["-cpu", "host" if accelerator is Accelerator.KVM else "max"]
     argv += ["-smp", str(machine.cpus), "-m", f"{machine.memory_mib}M"]
     if architecture.bios is not None:
         argv += ["-bios", architecture.bios]
-    argv += ["-kernel", handles.kernel, "-initrd", handles.initramfs]
-    argv += ["-append", kernel_command_line(machine)]
+    if machine.kernel is not None:
+        argv += ["-kernel", handles.kernel, "-initrd", handles.initramfs]
+        argv += ["-append", kernel_command_line(machine)]
+    if machine.state is not None:
+        argv += ["-incoming", f"fd:{machine.state}", "-global", "migration.send-configuration=off"]
     argv += ["-chardev", f"socket,id=qmp,fd={handles.qmp}", "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]
     argv += ["-device", f"virtio-serial-pci,addr={_AGENT_SLOT},max_ports=2"]
@@ -104,7 +145,23 @@ def qemu_arguments(machine: Machine, qemu: QemuInstallation, handles: Handles) -
     return argv
 
 
-def _disk_arguments(index: int, disk: Disk) -> list[str]:
+def _disk_arguments(index: int, disk: Disk | DiskSlot) -> list[str]:
+    if isinstance(disk, DiskSlot):
+        arguments, node = _slot_node(index, disk)
+    else:
+        arguments, node = _disk_node(index, disk)
+    device = f"virtio-blk-pci,drive={node},serial={disk.serial},addr={_FIRST_DISK_SLOT + index}"
+    return [*arguments, "-device", f"{device},num-queues=1,rerror=report,werror=report"]
+
+
+def _slot_node(index: int, slot: DiskSlot) -> tuple[list[str], str]:
+    """As large as any disk that may come: a guest can be told of a new size, but need not wait for it."""
+    node, mode = f"file{index}", "on" if slot.read_only else "off"
+    null = f"driver=null-co,node-name={node},size={SLOT_SIZE},read-zeroes=on,read-only={mode}"
+    return ["-blockdev", null], node
+
+
+def _disk_node(index: int, disk: Disk) -> tuple[list[str], str]:
     # Locks are taken by the owner before the start. A full host disk must not stop the guest for ever
     # (QEMU's default): the guest sees the error.
     mode = "on" if disk.read_only else "off"
@@ -115,5 +172,4 @@ def _disk_arguments(index: int, disk: Disk) -> list[str]:
     if disk.format != "raw":
         arguments += ["-blockdev", f"driver={disk.format},node-name=disk{index},file={node},read-only={mode}"]
         node = f"disk{index}"
-    device = f"virtio-blk-pci,drive={node},serial={disk.serial},addr={_FIRST_DISK_SLOT + index}"
-    return [*arguments, "-device", f"{device},num-queues=1,rerror=report,werror=report"]
+    return arguments, node

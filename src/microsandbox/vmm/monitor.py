@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
+
+from microsandbox.errors import VmmError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,28 @@ class Monitor:
             await self._client.connect(sock)
         except (QMPError, OSError, EOFError) as error:
             log.debug("no QMP: %s", error)
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Run a QMP command. Raises VmmError with QEMU's reason."""
+        try:
+            return await self._client.execute(command, dict(arguments or {}))
+        except (QMPError, OSError, EOFError) as error:
+            raise VmmError(f"QEMU's {command} failed: {error}") from error
+
+    async def save_devices(self) -> bytes:
+        """The state of all devices of a stopped machine. Raises VmmError."""
+        with open(os.memfd_create("devices", os.MFD_CLOEXEC), "rb", buffering=0) as file:
+            writing = os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                self._client.send_fd_scm(writing)
+            finally:
+                os.close(writing)
+            fdset = (await self.execute("add-fd"))["fdset-id"]
+            where = {"filename": f"/dev/fdset/{fdset}", "live": False}
+            await self.execute("xen-save-devices-state", where)  # of every QEMU, whatever its name says
+            await self.execute("remove-fd", {"fdset-id": fdset})
+            file.seek(0)
+            return file.read()
 
     async def close(self) -> None:
         try:

@@ -10,13 +10,13 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+from microsandbox._host import preload_library
 from microsandbox.errors import VmmError
 from microsandbox.vmm.jail import Jailed, JailedProcess, JailKind, start
-from microsandbox.vmm.machine import Accelerator, Handles, Machine, QemuInstallation, qemu_arguments
-
-_KERNEL, _INITRAMFS = "/guest/kernel", "/guest/initramfs"
+from microsandbox.vmm.machine import Accelerator, Disk, Handles, Machine, QemuInstallation, qemu_arguments
 
 
 class VirtualMachine:
@@ -84,34 +84,28 @@ def launch(machine: Machine, qemu: QemuInstallation, jail: JailKind, *, identity
     """
     names = ("agent", "console", "qmp", "errors")
     pairs = {name: socket.socketpair() for name in names}
-    files = {path: Path(path) for path in (qemu.binary, *qemu.files)}
     with ExitStack() as theirs:
         for _, their_end in pairs.values():
             theirs.enter_context(their_end)
         agent, console, qmp, errors = (pairs[name][1].fileno() for name in names)
-        fds = [agent, console, qmp, *(disk.fd for disk in machine.disks)]
-        if jail is JailKind.NAMESPACES:
-            files |= {_KERNEL: machine.kernel, _INITRAMFS: machine.initramfs}
-            handles = Handles(_KERNEL, _INITRAMFS, qmp, console, agent)
-        else:  # the jailed user may not be able to follow the paths, but it can reopen descriptors
-            files |= {str(path): path for path in (machine.kernel, machine.initramfs)}
-            opened = [
-                os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (machine.kernel, machine.initramfs)
-            ]
-            for fd in opened:
-                theirs.callback(os.close, fd)
-            fds += opened
-            kernel, initramfs = (f"/proc/self/fd/{fd}" for fd in opened)
-            handles = Handles(kernel, initramfs, qmp, console, agent)
+        shown = {name: _show(name, path, jail, theirs) for name, path in _own_files(machine).items()}
+        told = {name: file.path for name, file in shown.items()}
+        preload = told.pop("preload", None)
+        writable = {"ram"} if machine.ram is not None and machine.ram.shared else set()
+        fds = [agent, console, qmp, *(file.fd for file in shown.values() if file.fd is not None)]
+        fds += [disk.fd for disk in machine.disks if isinstance(disk, Disk)]
+        fds += [] if machine.state is None else [machine.state]
         jailed = Jailed(
-            argv=tuple(qemu_arguments(machine, qemu, handles)),
-            files=files,
+            argv=tuple(qemu_arguments(machine, qemu, Handles(qmp, console, agent, **told))),
+            files={path: Path(path) for path in (qemu.binary, *qemu.files)}
+            | {file.place: file.host for name, file in shown.items() if name not in writable},
+            writable={shown[name].place: shown[name].host for name in writable},
             fds=tuple(fds),
             errors=errors,
             kind=jail,
             identity=identity,
             devices=("/dev/kvm",) if machine.accelerator is Accelerator.KVM else (),
-            environment=loader_environment(qemu),
+            environment=loader_environment(qemu, preload),
         )
         try:
             process = start(jailed)
@@ -122,7 +116,40 @@ def launch(machine: Machine, qemu: QemuInstallation, jail: JailKind, *, identity
     return VirtualMachine(process, **{name: our_end for name, (our_end, _) in pairs.items()})
 
 
-def loader_environment(qemu: QemuInstallation) -> dict[str, str]:
+def _own_files(machine: Machine) -> dict[str, Path]:
+    """What only this machine reads, by what it is to QEMU."""
+    files = {}
+    if machine.kernel is not None:
+        files |= {"kernel": machine.kernel.kernel, "initramfs": machine.kernel.initramfs}
+    if machine.ram is not None:
+        files["ram"] = machine.ram.path
+        if not machine.ram.shared and (library := preload_library()) is not None:
+            files["preload"] = library
+    return files
+
+
+@dataclass(frozen=True)
+class _ShownFile:
+    """QEMU knows it as ``path``; in the jail it is at ``place``, and open as ``fd`` if need be."""
+
+    path: str
+    place: str
+    host: Path
+    fd: int | None = None
+
+
+def _show(name: str, host: Path, jail: JailKind, stack: ExitStack) -> _ShownFile:
+    if jail is JailKind.NAMESPACES:
+        place = f"/guest/{name}"
+        return _ShownFile(place, place, host)
+    # The jailed user may not be able to follow the path, but it can open a descriptor again.
+    fd = os.open(host, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return _ShownFile(f"/proc/self/fd/{fd}", str(host), host, fd)
+
+
+def loader_environment(qemu: QemuInstallation, preload: str | None = None) -> dict[str, str]:
     """The loader has no cache in the jail: it is told where the libraries are."""
     directories = dict.fromkeys(str(Path(path).parent) for path in qemu.files if ".so" in Path(path).name)
-    return {"LD_LIBRARY_PATH": ":".join(directories), "LC_ALL": "C"}
+    environment = {"LD_LIBRARY_PATH": ":".join(directories), "LC_ALL": "C"}
+    return environment if preload is None else {**environment, "LD_PRELOAD": preload}

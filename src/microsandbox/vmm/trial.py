@@ -20,7 +20,7 @@ from pathlib import Path
 from microsandbox.errors import MicrosandboxError
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.jail import Jailed, JailKind, start
-from microsandbox.vmm.machine import Accelerator, Machine, QemuInstallation
+from microsandbox.vmm.machine import Accelerator, BootKernel, Machine, QemuInstallation
 from microsandbox.vmm.qemu import launch, loader_environment
 
 
@@ -48,7 +48,7 @@ def _try_kvm(
     kind: JailKind, qemu: QemuInstallation, kernel: Path, initramfs: Path, seconds: float
 ) -> str | None:
     """Why the agent said nothing in time, if it did not."""
-    machine = Machine(host_architecture(), Accelerator.KVM, 1, 256, kernel, initramfs)
+    machine = Machine(host_architecture(), Accelerator.KVM, 1, 256, BootKernel(kernel, initramfs))
     started = time.monotonic()
     vm = launch(machine, qemu, kind, identity=0)
     try:

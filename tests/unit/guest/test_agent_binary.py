@@ -52,7 +52,7 @@ def test_built_binaries_are_static_small_and_for_their_architecture():
 
 
 def test_a_binary_older_than_a_source_is_not_current(tmp_path, monkeypatch):
-    shutil.copytree(hatch_build.SOURCE, tmp_path / "guest", ignore=shutil.ignore_patterns("build"))
+    shutil.copytree(hatch_build.AGENT.source, tmp_path / "guest", ignore=shutil.ignore_patterns("build"))
     monkeypatch.setattr(hatch_build, "SOURCE", tmp_path / "guest")
     binary = tmp_path / "agentd"
     assert not hatch_build.is_current(binary)

@@ -1,0 +1,1 @@
+"""Memory templates: guests that were booted once, from which sandboxes go on."""
