@@ -1,8 +1,8 @@
 """Builds what is written in C: as hatchling's build hook, or by itself with ``python hatch_build.py``.
 
 The guest agent and the little library that is loaded into QEMU are compiled for both architectures, whatever
-this machine is, with the Zig compiler of the PyPI package ``ziglang``: the wheel that carries them is good for
-every platform.
+this machine is, with the Zig compiler of the PyPI package ``ziglang``: the wheel that carries them is good
+for every platform.
 """
 
 from __future__ import annotations
@@ -19,11 +19,21 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "src" / "microsandbox"
 VERSION_FILE = PACKAGE / "version.py"
 ARCHITECTURES = ("x86_64", "aarch64")
-FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Os", "-g0", "-s", "-Wl,--build-id=none")
+FLAGS = (
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Os",
+    "-g0",
+    "-s",
+    "-Wl,--build-id=none",
+)
 
 
 class Program(NamedTuple):
-    """A binary for each architecture: of all C files of a directory. ``target`` is Zig's name of the C library."""
+    """A binary for each architecture, of a directory's C files. ``target`` is Zig's name of the C library."""
 
     what: str
     source: Path
@@ -74,9 +84,7 @@ def compile_program(program: Program, architecture: str, binary: Path) -> None:
                 f"the compiler of the {program.what} is missing; install it with: pip install ziglang"
             )
         if done.returncode:
-            raise SystemExit(
-                f"the {program.what} for {architecture} cannot be built:\n{done.stderr[-4000:]}"
-            )
+            raise SystemExit(f"the {program.what} for {architecture} cannot be built:\n{done.stderr[-4000:]}")
         partial.chmod(0o755)
         partial.replace(binary)
     finally:

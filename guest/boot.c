@@ -34,8 +34,6 @@ enum {
     MAX_MODULES = 256,
 };
 
-#define NO_MACHINE_ID "00000000000000000000000000000000"
-
 _Noreturn void boot_fail(struct agent *agent, const char *stage, int number, const char *format, ...)
 {
     char text[512];
@@ -223,6 +221,14 @@ static enum message await_message(struct agent *agent, enum message one, enum me
     }
 }
 
+/* Every disk is there. Its end costs the kernel a while, so a template has it behind it. */
+static void close_uevents(struct agent *agent)
+{
+    if (agent->uevents >= 0)
+        close(agent->uevents);
+    agent->uevents = -1;
+}
+
 /* The image may be mounted before anything of the sandbox is known, for a template. */
 static void mount_ahead(struct agent *agent, struct cbor *payload)
 {
@@ -232,8 +238,10 @@ static void mount_ahead(struct agent *agent, struct cbor *payload)
         boot_fail(agent, "config", 0, "core.boot.root cannot be used: %s", bad ? bad : "there is a root");
     mount_root(agent, &root, agent->uevents);
     prepare_root(agent);
-    set_identity(agent, "localhost", NO_MACHINE_ID);
+    prepare_names(agent);
     agent->rooted = true;
+    warm_up(agent);
+    close_uevents(agent);
     sync();
 }
 
@@ -365,7 +373,7 @@ void boot_finish(struct agent *agent)
     mount_tmpfs(agent, &config);
     install_scripts(agent, &config);
     keep_settings(agent, &config);
-    close(agent->uevents);
+    close_uevents(agent);
     resolve_user(agent);
     say_ready(agent);
 }

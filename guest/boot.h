@@ -24,13 +24,18 @@ bool wait_for_device(int uevents, const char *path, int seconds);
 void mount_initial(struct agent *);
 void mount_root(struct agent *, const struct boot_root *, int uevents);
 void mount_tmpfs(struct agent *, const struct boot_config *);
+void make_temporary(struct agent *, const char *name);
 bool make_path(char *path);
 
 /* identity.c */
 void prepare_root(struct agent *); /* all of it that is the same for every sandbox */
+void prepare_names(struct agent *); /* empty files, for set_identity() to fill */
 void set_identity(struct agent *, const char *hostname, const char *machine_id);
 void install_scripts(struct agent *, const struct boot_config *);
 void loopback_up(void);
+
+/* warm.c */
+void warm_up(struct agent *);
 
 /* unique.c */
 void add_entropy(struct agent *, struct cbor_string entropy);

@@ -20,6 +20,8 @@
 enum { DEVICE_WAIT_S = 10 };
 
 #define NEW_ROOT "/newroot"
+/* The file is all holes: there is no inode table to be zeroed in the background. */
+#define UPPER_OPTIONS "noinit_itable"
 #define OVERLAY_OPTIONS "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work"
 
 struct mount_point {
@@ -106,12 +108,12 @@ static void forget_cached_blocks(struct agent *agent, const char *stage, const c
 }
 
 static void mount_disk(struct agent *agent, int uevents, const char *stage, const char *device,
-                       const char *type, const char *target, unsigned long flags)
+                       const char *type, const char *target, unsigned long flags, const char *options)
 {
     if (!wait_for_device(uevents, device, DEVICE_WAIT_S))
         boot_fail(agent, stage, ENOENT, "the disk %s does not appear", device);
     forget_cached_blocks(agent, stage, device);
-    if (mount(device, target, type, flags, NULL) < 0)
+    if (mount(device, target, type, flags, options) < 0)
         boot_fail(agent, stage, errno, "%s (%s, %s) cannot be mounted",
                   flags & MS_RDONLY ? "the image" : "the writable layer", device, type);
 }
@@ -133,8 +135,10 @@ static void change_root(struct agent *agent)
 
 void mount_root(struct agent *agent, const struct boot_root *root, int uevents)
 {
-    mount_disk(agent, uevents, "image", root->lower, root->lower_type, "/lower", MS_RDONLY);
-    mount_disk(agent, uevents, "mount", root->upper, root->upper_type, "/upper", 0);
+    mount_disk(agent, uevents, "image", root->lower, root->lower_type, "/lower", MS_RDONLY,
+               NULL);
+    mount_disk(agent, uevents, "mount", root->upper, root->upper_type, "/upper", 0,
+               UPPER_OPTIONS);
     make_directory(agent, "/upper/upper");
     make_directory(agent, "/upper/work");
     agent->upper = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -172,7 +176,7 @@ static bool is_temporary(const char *path)
 }
 
 /* World-writable and sticky, whatever the image says; untouched when it is so already. */
-static void make_temporary(struct agent *agent, const char *name)
+void make_temporary(struct agent *agent, const char *name)
 {
     char path[16];
     struct stat info;
@@ -197,6 +201,4 @@ void mount_tmpfs(struct agent *agent, const struct boot_config *config)
         if (mount("tmpfs", path, "tmpfs", flags, options) < 0)
             boot_fail(agent, "mount", errno, "a tmpfs (%s) cannot be mounted on %s", options, path);
     }
-    make_temporary(agent, "/tmp");
-    make_temporary(agent, "/var/tmp");
 }

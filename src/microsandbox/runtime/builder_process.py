@@ -17,10 +17,10 @@ def builder_command(arguments: Sequence[str]) -> list[str]:
 
 
 async def build_in_background(arguments: Sequence[str]) -> int:
-    """Start a builder that may outlive this process, and return its exit status. Can be cancelled: it goes on."""
+    """Start a builder that may outlive this process; its exit status. When cancelled, it goes on."""
     argv = builder_command(["--background", *arguments])
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
-    pid = os.posix_spawn(
+    pid = os.posix_spawn(  # noqa: ASYNC221 - it does not wait
         argv[0],
         argv,
         module_environment(),
@@ -30,11 +30,11 @@ async def build_in_background(arguments: Sequence[str]) -> int:
         setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
     )
     loop = asyncio.get_running_loop()
-    with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
+    with os.fdopen(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
         ended = asyncio.Event()
         loop.add_reader(pidfd, ended.set)
         try:
             await ended.wait()
         finally:
             loop.remove_reader(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended

@@ -145,15 +145,15 @@ class _Partial:
         return shape.machine(ram=shared) if disks is None else shape.machine(disks, shared, state)
 
     def publish(self) -> StoredTemplate:
-        shape, host = self._shape, self._shape.host
+        shape, host, root = self._shape, self._shape.host, self._shape.root
         description = Description(
             accelerator=host.accelerator.accelerator.value,
             cpus=shape.cpus,
             memory_mib=shape.memory_mib,
             kernel=host.kernel.version,
             qemu=host.qemu.version,
-            image=shape.root and shape.root.digest,
-            upper_size_mib=shape.root and shape.root.upper_size_mib,
+            image=None if root is None else root.digest,
+            upper_size_mib=None if root is None else root.upper_size_mib,
         )
         return self._store.publish(self.path, shape.key, description)
 

@@ -120,7 +120,7 @@ class TemplateStore:
         return FileLock(self.root / f"{_LOCK}-{key}")
 
     def publish(self, partial: Path, key: str, description: Description) -> StoredTemplate:
-        """Make the files in ``partial`` (of remove_leftovers' names) the template of that key. Flushes them."""
+        """Make ``partial``, a directory of partial_path(), the template of that key. Flushes its files."""
         files = {}
         for path in sorted(partial.iterdir()):
             path.chmod(0o444)
@@ -161,7 +161,7 @@ class TemplateStore:
                 self.discard(template.key)
 
     def collect(self, *, keep: str) -> list[str]:
-        """Remove what unfinished builds left, unused templates, and the least recently used above MAX_BYTES."""
+        """Remove what unfinished builds left, unused templates, and the oldest above MAX_BYTES."""
         remove_leftovers(self.root, older_than=time.time() - 3600)
         total, removed = 0, []
         for template in self.all():

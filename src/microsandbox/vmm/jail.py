@@ -260,7 +260,7 @@ def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
 def _set_limits(jailed: Jailed) -> None:
     # Nothing it can write to may grow beyond what it has: disks are as large as they will ever be. What is
     # smaller is the state of its devices, for a template.
-    largest = max(_SAVED_STATE, *(os.fstat(fd).st_size for fd in jailed.fds))
+    largest = max([_SAVED_STATE, *(os.fstat(fd).st_size for fd in jailed.fds)])
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -43,7 +43,7 @@ class Monitor:
 
     async def save_devices(self) -> bytes:
         """The state of all devices of a stopped machine. Raises VmmError."""
-        with open(os.memfd_create("devices", os.MFD_CLOEXEC), "rb", buffering=0) as file:
+        with os.fdopen(os.memfd_create("devices", os.MFD_CLOEXEC), "rb", buffering=0) as file:
             writing = os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 self._client.send_fd_scm(writing)

@@ -118,7 +118,7 @@ def launch(machine: Machine, qemu: QemuInstallation, jail: JailKind, *, identity
 
 def _own_files(machine: Machine) -> dict[str, Path]:
     """What only this machine reads, by what it is to QEMU."""
-    files = {}
+    files: dict[str, Path] = {}
     if machine.kernel is not None:
         files |= {"kernel": machine.kernel.kernel, "initramfs": machine.kernel.initramfs}
     if machine.ram is not None:
