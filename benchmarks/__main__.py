@@ -9,6 +9,9 @@ import sys
 
 SUBJECTS = {
     "basics": "start of the command, image load, cold boot, exec, throughput, memory (the default)",
+    "start": "create + exec from a memory template against a cold boot",
+    "podman": "msb run against podman run",
+    "exec": "exec in a running sandbox against podman exec",
 }
 
 
