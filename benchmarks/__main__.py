@@ -12,6 +12,9 @@ SUBJECTS = {
     "start": "create + exec from a memory template against a cold boot",
     "podman": "msb run against podman run",
     "exec": "exec in a running sandbox against podman exec",
+    "idle": "memory and CPU of a sandbox that does nothing",
+    "many": "100 sandboxes at once (minutes)",
+    "rate": "creates per second for a minute, and what they leave behind",
 }
 
 
