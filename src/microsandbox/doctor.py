@@ -22,7 +22,7 @@ from microsandbox.units import GIB, MIB, format_bytes
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.host import JailVerdict, accelerator_verdict, jail_verdict, kvm_missing
 from microsandbox.vmm.installation import OLDEST_VERSION, find_installation
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import GuestKernel, installed_kernel, verify_kernel
 from microsandbox.vmm.machine import Accelerator, QemuInstallation
 

@@ -13,7 +13,7 @@ from microsandbox.store.database import Database
 from microsandbox.store.home import Home
 from microsandbox.tools import Tool
 from microsandbox.vmm.host import JailVerdict
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import prepare_kernel
 from tests.unit.vmm.kernels import AGENT, write_kernel
 

@@ -34,7 +34,10 @@ class Held:
             await self.sandbox.detach()
             return
         try:
-            await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
+            if self.throw_away:  # nobody will see what a flush would save
+                await self.sandbox.kill()
+            else:
+                await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
         except MicrosandboxError as error:
             output.error(str(error))
         if self.throw_away:

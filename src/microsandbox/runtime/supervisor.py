@@ -147,9 +147,8 @@ class Supervisor:
         """
         template = self._plan.template
         if template is not None:
-            config = {**self._plan.boot, "root": None} if template.rooted else self._plan.boot
             try:
-                return await self._bring_up(config, resumed=True)
+                return await self._bring_up(self._plan.resumed_boot, resumed=True)
             except BootFailure as failure:
                 if failure.stage == "config":
                     raise
@@ -164,7 +163,13 @@ class Supervisor:
         machine = self._machine
         timeout = RESUME_TIMEOUT if resumed else BOOT_TIMEOUT
         boot = asyncio.ensure_future(
-            bring_up(machine.guest, config, self._trace.mark, resumed=resumed, timeout=timeout)
+            bring_up(
+                machine.guest,
+                None if resumed and self._plan.told else config,
+                self._trace.mark,
+                resumed=resumed,
+                timeout=timeout,
+            )
         )
         try:
             await asyncio.wait((boot, machine.exited, self._ending), return_when=asyncio.FIRST_COMPLETED)
