@@ -89,10 +89,13 @@ class LaunchPlan:
         return cls(**values)
 
     @property
+    def template_is_rooted(self) -> bool:
+        return self.template is not None and self.template.rooted
+
+    @property
     def resumed_boot(self) -> Mapping[str, Any]:
         """The configuration for a guest that goes on from the template."""
-        rooted = self.template is not None and self.template.rooted
-        return {**self.boot, "root": None} if rooted else self.boot
+        return {**self.boot, "root": None} if self.template_is_rooted else self.boot
 
     @property
     def installation(self) -> QemuInstallation:

@@ -1,9 +1,9 @@
 """A supervisor in waiting: a fork of a program of ours that imports what it will need while its owner does.
 
 ``msb run`` makes one before it does anything else, which saves the start of an interpreter and has the
-imports of both done side by side. Nobody else's program is forked: a fork keeps what is in memory, and of several
-threads only the one that forks. It must be made before a database is opened, too: SQLite's locks would not
-know whose they are.
+imports of both done side by side. Nobody else's program is forked: a fork keeps what is in memory, and of
+several threads only the one that forks. It must be made before a database is opened, too: SQLite's locks
+would not know whose they are.
 """
 
 from __future__ import annotations

@@ -187,10 +187,19 @@ class Supervisor:
         finally:
             boot.cancel()
 
+    async def _tell_disk_sizes(self) -> None:
+        """Where the template had slots, the guest believes in disks of any size: read-only ones stay so."""
+        monitor = await self._machine.connected()
+        for index, disk in enumerate(self._plan.disks):
+            if not disk.read_only:
+                await monitor.resize_disk(index, os.fstat(disk.fd).st_size)
+
     async def _settle_in(self) -> None:
         """What can wait until the guest is of use: a note of the timings, building the missing template."""
         self._trace.save(self._plan.logs)
         log.info("milliseconds since create: %s", self._trace)
+        if self._plan.template is not None and not self._plan.template.rooted:
+            await self._tell_disk_sizes()
         builder = self._plan.builder
         if builder is None or not FileLock(Path(builder.lock)).is_free():
             return

@@ -11,6 +11,7 @@ from typing import Any
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
 from microsandbox.errors import VmmError
+from microsandbox.vmm.machine import disk_node
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ class Monitor:
             return await self._client.execute(command, dict(arguments or {}))
         except (QMPError, OSError, EOFError) as error:
             raise VmmError(f"QEMU's {command} failed: {error}") from error
+
+    async def resize_disk(self, index: int, size: int) -> None:
+        """Tell the guest how large a disk is. Raises VmmError."""
+        await self.execute("block_resize", {"node-name": disk_node(index), "size": size})
 
     async def save_devices(self) -> bytes:
         """The state of all devices of a stopped machine. Raises VmmError."""
