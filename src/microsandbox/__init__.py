@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.fs import FsReadStream, FsWriteSink, SandboxFsOps
     from microsandbox.sandbox.handle import SandboxHandle
     from microsandbox.sandbox.logs import LogStream
+    from microsandbox.sandbox.pool import SandboxPool
     from microsandbox.sandbox.pull_session import PullSession
     from microsandbox.sandbox.sandbox import Sandbox
     from microsandbox.sandbox.ssh import SandboxSshOps, SftpClient, SshClient, SshOutput, SshServer
@@ -154,6 +155,7 @@ else:
             "sandbox.fs": "FsReadStream FsWriteSink SandboxFsOps",
             "sandbox.handle": "SandboxHandle",
             "sandbox.logs": "LogStream",
+            "sandbox.pool": "SandboxPool",
             "sandbox.pull_session": "PullSession",
             "sandbox.sandbox": "Sandbox",
             "sandbox.ssh": "SandboxSshOps SftpClient SshClient SshOutput SshServer",
@@ -264,6 +266,7 @@ __all__ = [
     "SandboxMetrics",
     "SandboxNotFoundError",
     "SandboxNotRunningError",
+    "SandboxPool",
     "SandboxSshOps",
     "SandboxStatus",
     "SandboxStillRunningError",

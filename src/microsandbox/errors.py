@@ -7,6 +7,8 @@
     ├── SandboxAlreadyExistsError
     ├── SandboxStillRunningError
     ├── BootError                    the virtual machine did not come up
+    ├── PoolTimeoutError             no sandbox of the pool was ready in time
+    ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
@@ -104,6 +106,26 @@ class BootError(MicrosandboxError):
         self.message = message
         self.stage = stage
         self.errno = errno
+
+
+class PoolTimeoutError(MicrosandboxError):
+    """No sandbox of a pool was ready within ``timeout`` seconds."""
+
+    code = "pool-timeout"
+
+    def __init__(self, timeout: float, starting: int) -> None:
+        super().__init__(
+            f"no sandbox of the pool was ready within {timeout:g} s ({starting} starting); "
+            "wait longer, or make the pool larger"
+        )
+        self.timeout = timeout
+
+
+class PoolClosedError(MicrosandboxError):
+    code = "pool-closed"
+
+    def __init__(self) -> None:
+        super().__init__("the pool is closed; make a new SandboxPool")
 
 
 class AgentClientError(MicrosandboxError):

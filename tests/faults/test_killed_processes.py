@@ -46,6 +46,22 @@ async def test_owner_killed_during_create(busybox, name, session_home, delay):
         await Sandbox.remove(name)
 
 
+@pytest.mark.parametrize(
+    ("step", "delay"), [("create", 0.0), ("create", 0.4), ("create", 1.2), ("pool", 0.0)]
+)
+async def test_owner_of_a_pool_killed_while_it_is_filled_and_when_it_is_full(
+    busybox, name, session_home, step, delay
+):
+    owner = start_owner(name, busybox, "pool", until=step)
+    time.sleep(delay)
+    end(owner)
+    audit.wait_clean(session_home, within=5)
+    left = [one for one in await Sandbox.list() if one.name.startswith(f"{name}-")]
+    assert {one.status for one in left} <= {"stopped", "crashed"}, "a row is all that may be left"
+    for one in left:
+        await one.remove()
+
+
 @pytest.mark.parametrize("step", ["exec", "stop"])
 async def test_owner_killed_during(busybox, name, session_home, step):
     owner = start_owner(name, busybox, step, until=step)

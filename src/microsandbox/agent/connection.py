@@ -162,7 +162,8 @@ class Connection(asyncio.Protocol):
         except OSError as error:
             raise AgentClientError(f"connect {path}: {error.strerror} (os error {error.errno})") from error
         try:
-            await asyncio.wait_for(asyncio.shield(connection._ready), timeout)
+            async with asyncio.timeout(timeout):  # wait_for() of Python 3.11 may swallow a cancellation
+                await asyncio.shield(connection._ready)
         except TimeoutError:
             transport.abort()
             detail = "read ready frame: timed out before relay sent frame"

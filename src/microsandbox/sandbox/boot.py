@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from microsandbox.agent.connection import Connection
-from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
+from microsandbox.errors import BootError, InvalidConfigError
 from microsandbox.image.store import StoredImage
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
@@ -196,10 +196,8 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
             opening.result().close()
         raise
     finally:
-        for task in (opening, exited):
+        for task in (opening, exited):  # not waited for: a cancellation would be lost in that
             task.cancel()
-            with suppress(asyncio.CancelledError, MicrosandboxError):
-                await asyncio.wait((task,))
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:
