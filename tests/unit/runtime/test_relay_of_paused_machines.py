@@ -1,0 +1,173 @@
+"""The relay of a machine that is paused, over real sockets: what waits, what is refused, what passes."""
+
+import asyncio
+import socket
+
+import pytest
+
+from microsandbox.agent.connection import Connection
+from microsandbox.agent.protocol import FrameSplitter, MessageType, decode, encode
+from microsandbox.errors import SandboxPausedError
+from microsandbox.runtime.gate import WAITING_LIMIT, Passage
+from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.relay import Relay
+
+M = MessageType
+
+
+class Guest:
+    """The far end of the agent's port."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.splitter = FrameSplitter()
+        self.sock.setblocking(False)
+
+    def heard(self):
+        """What has come so far: kinds with their payloads."""
+        found = []
+        while True:
+            try:
+                data = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                return found
+            found += [decode(frame.body) for frame in self.splitter.feed(data)]
+
+
+class World:
+    def __init__(self, relay, guest, path):
+        self.relay, self.guest, self.path = relay, guest, path
+        self.connections = []
+
+    async def client(self):
+        self.connections.append(await Connection.open(self.path))
+        return self.connections[-1]
+
+
+@pytest.fixture
+async def world(tmp_path):
+    host, far = socket.socketpair()
+    relay = Relay(await GuestLink.open(host), lambda: None)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "agent.sock"))
+    listener.listen()
+    await relay.serve(listener, encode(0, M.READY, {}))
+    found = World(relay, Guest(far), tmp_path / "agent.sock")
+    yield found
+    relay.close()
+    for connection in found.connections:
+        connection.close()
+    relay._guest.close()
+    far.close()
+
+
+async def settle():
+    """Let what is on its way in sockets arrive; nothing else happens meanwhile."""
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+
+
+async def test_what_belongs_to_a_running_command_waits_and_passes_in_order(world):
+    client = await world.client()
+    session = await client.open_session(M.EXEC_REQUEST, {"cmd": "cat"})
+    await settle()
+    assert [message.kind for message in world.guest.heard()] == [M.EXEC_REQUEST]
+    world.relay.hold(Passage.SHUT)
+    for number in range(3):
+        await session.send_data(M.EXEC_STDIN, b"%d" % number)
+    await session.send(M.EXEC_SIGNAL, {"signal": 2})
+    await settle()
+    assert world.guest.heard() == []
+    world.relay.let_pass()
+    await settle()
+    heard = world.guest.heard()
+    assert [message.payload.get("data") for message in heard] == [b"0", b"1", b"2", None]
+
+
+async def test_a_new_session_is_refused_and_never_comes_to_the_guest(world):
+    client = await world.client()
+    world.relay.hold(Passage.SHUT)
+    session = await client.open_session(M.EXEC_REQUEST, {"cmd": "true"})
+    with pytest.raises(SandboxPausedError, match="the sandbox is paused; resume it first"):
+        await session.next_message()
+    await session.send_data(M.EXEC_STDIN, b"")
+    client.close()
+    await settle()
+    world.relay.let_pass()
+    await settle()
+    assert world.guest.heard() == [], "of a client that said nothing to it, the guest need not know"
+
+
+async def test_on_demand_the_first_request_asks_for_the_machine_and_waits(world):
+    asked = []
+    world.relay.gate.on_demand = lambda: asked.append("wake")
+    world.relay.hold(Passage.ON_DEMAND)
+    client = await world.client()
+    await settle()
+    assert asked == [], "to connect is no request"
+    await client.open_session(M.FS_REQUEST, {"op": {}})
+    await settle()
+    assert (asked, world.guest.heard()) == (["wake"], [])
+    world.relay.let_pass()
+    await settle()
+    assert [message.kind for message in world.guest.heard()] == [M.FS_REQUEST]
+
+
+async def test_a_client_that_says_too_much_is_not_read_and_others_still_get_through(world):
+    asked = []
+    world.relay.on_machine_request = lambda kind, reply: (asked.append(kind), reply(M.MACHINE_STATE, {}))
+    flooding, other = await world.client(), await world.client()
+    session = await flooding.open_session(M.EXEC_REQUEST, {"cmd": "cat"})
+    await settle()
+    world.relay.hold(Passage.SHUT)
+    piece, sent = bytes(64 << 10), 0
+
+    async def flood():
+        nonlocal sent
+        while sent < 16 * WAITING_LIMIT:
+            await session.send_data(M.EXEC_STDIN, piece)
+            sent += len(piece)
+
+    flooding_task = asyncio.ensure_future(flood())
+    await settle()
+    assert not flooding_task.done(), "what waits is bounded"
+    resuming = await other.open_session(M.MACHINE_RESUME, {})
+    answer = await asyncio.wait_for(resuming.next_message(), 5)
+    assert (answer.kind, asked) == (M.MACHINE_STATE, [M.MACHINE_RESUME])
+
+    world.relay.let_pass()
+    received = 0
+    while received < 16 * WAITING_LIMIT:
+        await asyncio.sleep(0)
+        received += sum(len(message.payload.get("data", b"")) for message in world.guest.heard())
+    await asyncio.wait_for(flooding_task, 5)
+
+
+async def test_what_a_client_had_waiting_goes_with_it(world):
+    client = await world.client()
+    session = await client.open_session(M.EXEC_REQUEST, {"cmd": "cat"})
+    await settle()
+    world.guest.heard()
+    world.relay.hold(Passage.SHUT)
+    await session.send_data(M.EXEC_STDIN, b"lost")
+    await settle()
+    client.close()
+    await settle()
+    world.relay.let_pass()
+    await settle()
+    kinds = [message.kind for message in world.guest.heard()]
+    assert kinds == [M.EXEC_SIGNAL, M.CLIENT_DISCONNECTED], "its command is killed"
+
+
+async def test_requests_about_the_machine_do_not_come_to_the_guest_nor_count_as_sessions(world):
+    replies = []
+    world.relay.on_machine_request = lambda kind, reply: replies.append(reply)
+    client = await world.client()
+    session = await client.open_session(M.MACHINE_PAUSE, {})
+    await settle()
+    assert world.guest.heard() == []
+    await asyncio.wait_for(world.relay.drain(), 1)
+    client.close()
+    await settle()
+    replies[0](M.MACHINE_STATE, {"paused": True})
+    assert not session.ended, "an answer to a client that has left goes nowhere"
