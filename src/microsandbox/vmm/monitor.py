@@ -1,11 +1,14 @@
-"""What QEMU says about its machine while it runs (QMP): why it shut down, which disk failed."""
+"""QEMU's monitor (QMP): what it says of its machine while that runs, and stopping the machine for a while."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
+
+from microsandbox.errors import VmmError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ class Monitor:
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
         self.shutdown_cause: str | None = None
         self._reported = ""
+        self._negotiated = asyncio.Event()
 
     async def connect(self, sock: socket.socket) -> None:
         """Negotiate. A machine that has ended already has nothing to say."""
@@ -28,6 +32,23 @@ class Monitor:
             await self._client.connect(sock)
         except (QMPError, OSError, EOFError) as error:
             log.debug("no QMP: %s", error)
+        finally:
+            self._negotiated.set()
+
+    async def pause(self) -> None:
+        """Stop the virtual processors, and write what disks hold back. Raises VmmError."""
+        await self._execute("stop")
+
+    async def resume(self) -> None:
+        """Let the virtual processors go on. Raises VmmError."""
+        await self._execute("cont")
+
+    async def _execute(self, command: str) -> None:
+        await self._negotiated.wait()
+        try:
+            await self._client.execute(command)
+        except QMPError as error:
+            raise VmmError(f"QEMU did not follow the command '{command}': {error}") from error
 
     async def close(self) -> None:
         try:
