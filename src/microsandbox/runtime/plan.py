@@ -51,6 +51,7 @@ class LaunchPlan:
     boot: Mapping[str, Any]
     max_duration: float | None = None
     idle_timeout: float | None = None
+    pause_after: float | None = None
     log_level: str | None = None
 
     def to_fd(self) -> int:

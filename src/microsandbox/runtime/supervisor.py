@@ -23,7 +23,9 @@ from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BootFailure, LinkLost, bring_up, explain_exit, panic_reason
 from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.idleness import until_idle
 from microsandbox.runtime.log_files import LogStream, RotatingFile
+from microsandbox.runtime.pausing import Pausing
 from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.runtime.relay import Relay
 from microsandbox.store.database import Database, DatabaseError
@@ -68,7 +70,7 @@ class Supervisor:
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
-        self._relay: Relay | None = None
+        self._serving: tuple[Relay, Pausing] | None = None
         self._monitor = Monitor(plan.name)
 
     def end(self, ending: Ending) -> None:
@@ -112,6 +114,7 @@ class Supervisor:
     async def _supervise(self, console: LogStream) -> int:
         guest = await GuestLink.open(self._machine.agent)
         relay = Relay(guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
+        pausing = Pausing(self._plan, self._monitor, self._catalog, guest, relay)
         exited = asyncio.ensure_future(self._machine.wait())
         started = time.monotonic()
         try:
@@ -119,11 +122,12 @@ class Supervisor:
             if ready is not None:
                 log.info("guest ready after %.0f ms", 1e3 * (time.monotonic() - started))
                 await relay.serve(self._listener, ready)
-                self._relay = relay
-                self._start_timers(guest, relay)
+                self._serving = relay, pausing
+                self._start_timers(guest, relay, pausing)
                 await asyncio.wait((exited, self._ending, guest.lost), return_when=asyncio.FIRST_COMPLETED)
-            await self._stop(guest, exited)
+            await self._stop(guest, pausing, exited)
         finally:
+            pausing.close()
             relay.close()
             guest.close()
         return self._record_end(await exited, console)
@@ -150,7 +154,7 @@ class Supervisor:
             await self._errors.ended.wait()
         raise explain_exit(exited.result(), console.tail, last_lines(self._errors.tail))
 
-    async def _stop(self, guest: GuestLink, exited: asyncio.Future[int]) -> None:
+    async def _stop(self, guest: GuestLink, pausing: Pausing, exited: asyncio.Future[int]) -> None:
         """From the wish to the end of the machine."""
         if exited.done():
             return
@@ -162,13 +166,17 @@ class Supervisor:
             self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
         ending = self._ending.result()
         if not self._hurry.is_set():
-            guest.send_message(MessageType.SHUTDOWN)
+            self._start(self._shut_down(guest, pausing))
             hurry = asyncio.ensure_future(self._hurry.wait())
             await asyncio.wait((exited, hurry), timeout=ending.window, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
         if not exited.done():
             log.info("killing the machine")
             self._machine.kill()
+
+    async def _shut_down(self, guest: GuestLink, pausing: Pausing) -> None:
+        await pausing.leave("it is being stopped")
+        guest.send_message(MessageType.SHUTDOWN)
 
     # what may end it
 
@@ -184,14 +192,10 @@ class Supervisor:
 
     def _on_drain(self) -> None:
         """SIGUSR1: running commands finish, new ones are refused, then the guest is shut down."""
-        if self._relay is None:
+        if self._serving is None:
             self.end(Ending(Reason.DRAIN_REQUESTED, 0))
-            return
-        try:
-            self._catalog.set_draining(self._plan.sandbox_id)
-        except DatabaseError:
-            log.exception("draining, but the catalogue could not be told")
-        self._start(self._drain(self._relay))
+        else:
+            self._start(self._drain(*self._serving))
 
     def _watch_owner(self) -> None:
         if self._watchdog is not None:
@@ -208,17 +212,24 @@ class Supervisor:
         if not data:
             self.end(Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone"))
 
-    def _start_timers(self, guest: GuestLink, relay: Relay) -> None:
-        self._start(self._keep_clock(guest))
+    def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
+        self._start(self._keep_clock(guest, pausing))
         if self._plan.max_duration is not None:
             self._start(self._limit_duration(self._plan.max_duration))
         if self._plan.idle_timeout is not None:
-            self._start(self._limit_idleness(self._plan.idle_timeout, relay))
+            self._start(self._limit_idleness(self._plan.idle_timeout, relay, pausing))
+        if self._plan.pause_after is not None:
+            self._start(pausing.pause_when_idle(self._plan.pause_after))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.ensure_future(coroutine))
 
-    async def _drain(self, relay: Relay) -> None:
+    async def _drain(self, relay: Relay, pausing: Pausing) -> None:
+        await pausing.leave("it is draining")
+        try:
+            self._catalog.set_draining(self._plan.sandbox_id)
+        except DatabaseError:
+            log.exception("draining, but the catalogue could not be told")
         await relay.drain()
         self.end(Ending(Reason.DRAIN_REQUESTED, FLUSH_WINDOW))
 
@@ -226,17 +237,14 @@ class Supervisor:
         await asyncio.sleep(seconds)
         self.end(Ending(Reason.MAX_DURATION, 0))
 
-    async def _limit_idleness(self, seconds: float, relay: Relay) -> None:
-        while True:
-            idle_for = time.monotonic() - relay.last_activity
-            if not relay.exec_sessions and idle_for >= seconds:
-                self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
-                return
-            await asyncio.sleep(seconds if relay.exec_sessions else seconds - idle_for)
+    async def _limit_idleness(self, seconds: float, relay: Relay, pausing: Pausing) -> None:
+        await until_idle(relay, seconds, pausing.idleness_counts)
+        self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
 
-    async def _keep_clock(self, guest: GuestLink) -> None:
+    async def _keep_clock(self, guest: GuestLink, pausing: Pausing) -> None:
         while True:
             await asyncio.sleep(CLOCK_INTERVAL)
+            await pausing.running.wait()
             guest.send_message(MessageType.CLOCK_SYNC, {"unix_time_nanos": time.time_ns()})
 
     # what is left behind

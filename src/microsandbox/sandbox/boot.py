@@ -108,6 +108,7 @@ def _plan(context: Context, row: SandboxRow, config: SandboxConfig, host: Host) 
         boot=_boot_config(config),
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
+        pause_after=config.pause_after_secs,
         log_level="debug" if config.log_level == "trace" else config.log_level,  # logging has no "trace"
     )
 
