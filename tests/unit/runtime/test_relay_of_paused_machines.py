@@ -1,70 +1,15 @@
 """The relay of a machine that is paused, over real sockets: what waits, what is refused, what passes."""
 
 import asyncio
-import socket
 
 import pytest
 
-from microsandbox.agent.connection import Connection
-from microsandbox.agent.protocol import FrameSplitter, MessageType, decode, encode
+from microsandbox.agent.protocol import MessageType
 from microsandbox.errors import SandboxPausedError
 from microsandbox.runtime.gate import WAITING_LIMIT, Passage
-from microsandbox.runtime.guest_link import GuestLink
-from microsandbox.runtime.relay import Relay
+from tests.unit.runtime.conftest import settle
 
 M = MessageType
-
-
-class Guest:
-    """The far end of the agent's port."""
-
-    def __init__(self, sock):
-        self.sock = sock
-        self.splitter = FrameSplitter()
-        self.sock.setblocking(False)
-
-    def heard(self):
-        """What has come so far: kinds with their payloads."""
-        found = []
-        while True:
-            try:
-                data = self.sock.recv(1 << 20)
-            except BlockingIOError:
-                return found
-            found += [decode(frame.body) for frame in self.splitter.feed(data)]
-
-
-class World:
-    def __init__(self, relay, guest, path):
-        self.relay, self.guest, self.path = relay, guest, path
-        self.connections = []
-
-    async def client(self):
-        self.connections.append(await Connection.open(self.path))
-        return self.connections[-1]
-
-
-@pytest.fixture
-async def world(tmp_path):
-    host, far = socket.socketpair()
-    relay = Relay(await GuestLink.open(host), lambda: None)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "agent.sock"))
-    listener.listen()
-    await relay.serve(listener, encode(0, M.READY, {}))
-    found = World(relay, Guest(far), tmp_path / "agent.sock")
-    yield found
-    relay.close()
-    for connection in found.connections:
-        connection.close()
-    relay._guest.close()
-    far.close()
-
-
-async def settle():
-    """Let what is on its way in sockets arrive; nothing else happens meanwhile."""
-    for _ in range(50):
-        await asyncio.sleep(0.001)
 
 
 async def test_what_belongs_to_a_running_command_waits_and_passes_in_order(world):
