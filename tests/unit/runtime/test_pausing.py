@@ -154,16 +154,23 @@ async def test_an_idle_machine_is_paused_and_goes_on_for_a_request_which_then_pa
     policy.cancel()
 
 
-async def test_a_pause_that_is_asked_for_after_a_request_does_not_swallow_it(world, pausing, qemu, catalog):
+@pytest.mark.parametrize("first", ["request", "pause"])
+async def test_a_pause_does_not_swallow_a_request_that_waits_for_the_machine(
+    world, pausing, qemu, catalog, first
+):
     policy = asyncio.ensure_future(pausing.pause_when_idle(0.05))
     qemu.may_answer.clear()
     while qemu.commands != ["stop"]:
         await asyncio.sleep(0.01)
     client = await world.client()
-    await client.open_session(M.FS_REQUEST, {"op": {}})
-    await settle()
+    if first == "request":
+        await client.open_session(M.FS_REQUEST, {"op": {}})
+        await settle()
     asking = asyncio.ensure_future(ask(world, M.MACHINE_PAUSE))
     await settle()
+    if first == "pause":  # not yet done: QEMU has not answered
+        await client.open_session(M.FS_REQUEST, {"op": {}})
+        await settle()
     assert world.guest.heard() == []
     qemu.may_answer.set()
     assert (await asking).payload == {"paused": True}
