@@ -65,6 +65,7 @@ class _Client(asyncio.Protocol):
         self.sessions: dict[int, SessionKind] = {}
         self.held: set[int] = set()  # sessions that the client itself asked to pause
         self.paused = False
+        self.asking = False  # about the machine; the answer is still to come
         self.slot = -1
 
     @property
@@ -89,6 +90,7 @@ class _Client(asyncio.Protocol):
 
     def answer(self, id: int, kind: MessageType, payload: Mapping[str, Any]) -> None:
         """A message of our own, unless the client has left meanwhile."""
+        self.asking = False
         if not self._transport.is_closing():
             self.forward(encode(id, kind, payload))
 
@@ -256,7 +258,7 @@ class Relay:
             self._on_shutdown()
             return
         if kind in MACHINE_REQUESTS:
-            self.on_machine_request(kind, functools.partial(client.answer, frame.id))
+            self._ask_about_machine(client, frame.id, kind)
             return
         if kind is MessageType.FLOW:
             self._hold_session(client, frame)
@@ -269,6 +271,12 @@ class Relay:
         if kind is MessageType.TCP_CLOSE:
             client.end_session(frame.id)
             self._update_idle()
+
+    def _ask_about_machine(self, client: _Client, id: int, kind: MessageType) -> None:
+        if client.asking:
+            raise ProtocolError("one request about the machine at a time")
+        client.asking = True
+        self.on_machine_request(kind, functools.partial(client.answer, id))
 
     def _hold_session(self, client: _Client, frame: Frame) -> None:
         """A client's own wish to pause a session, beside ours: it goes on when neither holds it."""

@@ -116,3 +116,18 @@ async def test_requests_about_the_machine_do_not_come_to_the_guest_nor_count_as_
     await settle()
     replies[0](M.MACHINE_STATE, {"paused": True})
     assert not session.ended, "an answer to a client that has left goes nowhere"
+
+
+async def test_a_client_has_one_request_about_the_machine_at_a_time(world):
+    replies = []
+    world.relay.on_machine_request = lambda kind, reply: replies.append(reply)
+    patient, hasty = await world.client(), await world.client()
+    for client in (patient, hasty, hasty):
+        await client.open_session(M.MACHINE_PAUSE, {})
+    await asyncio.wait_for(hasty.wait_closed(), 5)
+    assert len(replies) == 2
+    replies[0](M.MACHINE_STATE, {"paused": True})
+    again = await patient.open_session(M.MACHINE_PAUSE, {})
+    await settle()
+    replies[2](M.MACHINE_STATE, {"paused": True})
+    assert (await asyncio.wait_for(again.next_message(), 5)).kind is M.MACHINE_STATE
