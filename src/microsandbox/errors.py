@@ -6,6 +6,7 @@
     ├── SandboxNotRunningError
     ├── SandboxAlreadyExistsError
     ├── SandboxStillRunningError
+    ├── SandboxPausedError           a request to a sandbox that somebody has paused
     ├── BootError                    the virtual machine did not come up
     ├── PoolTimeoutError             no sandbox of the pool was ready in time
     ├── PoolClosedError
@@ -89,6 +90,12 @@ class SandboxStillRunningError(MicrosandboxError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"sandbox still running: {detail}")
+
+
+class SandboxPausedError(MicrosandboxError):
+    """A command or a file operation was asked of a sandbox that somebody has paused: resume it first."""
+
+    code = "sandbox-paused"
 
 
 class BootError(MicrosandboxError):

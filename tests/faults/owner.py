@@ -35,6 +35,9 @@ async def main(name, image, step):
         await sandbox.shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 &")
         say("stop")
         await sandbox.stop()
+    if step == "pause":
+        await sandbox.fs.write("/root/kept", b"kept")
+        await sandbox.pause()
     if step == "detached":
         await sandbox.detach()
     say(step)

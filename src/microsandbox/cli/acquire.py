@@ -9,7 +9,7 @@ from microsandbox.cli import output
 from microsandbox.cli.interrupts import Signals
 from microsandbox.cli.pull_display import PullDisplay
 from microsandbox.cli.spinner import spinner
-from microsandbox.errors import ImageError, ImageNotFoundError, MicrosandboxError
+from microsandbox.errors import ImageError, ImageNotFoundError, MicrosandboxError, SandboxPausedError
 from microsandbox.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -52,13 +52,24 @@ async def take(name: str, *, quiet: bool, detached: bool = False) -> Held:
     handle = await Sandbox.get(name)
     if handle.status in ("running", "draining"):
         return Held(await handle.connect(), name, started_here=False)
-    if handle.status not in ("stopped", "crashed"):
-        raise MicrosandboxError(
-            f"sandbox '{name}' is in state {handle.status.capitalize()} and cannot be started"
-        )
+    if handle.status == "paused":
+        return Held(await _wake(handle), name, started_here=False)
     await ensure_image(handle, quiet=quiet)
     async with spinner("Starting", name, quiet=quiet):
         return Held(await handle.start(detached=detached), name, started_here=True)
+
+
+async def _wake(handle: SandboxHandle) -> Sandbox:
+    """Connect to a paused one if it goes on by itself, as one does that was paused because it was idle."""
+    sandbox = await handle.connect()
+    try:
+        await sandbox.fs.exists("/")
+    except SandboxPausedError as error:
+        await sandbox.detach()
+        raise MicrosandboxError(
+            f"sandbox '{handle.name}' is in state Paused and cannot be started"
+        ) from error
+    return sandbox
 
 
 async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:

@@ -139,6 +139,22 @@ ROOT = Command(
             ),
         ),
         Command(
+            "pause",
+            "Pause running sandboxes",
+            "lifecycle:pause",
+            _SANDBOXES,
+            arguments=_NAMES,
+            options=(_LABEL, _QUIET),
+        ),
+        Command(
+            "resume",
+            "Resume paused sandboxes",
+            "lifecycle:resume",
+            _SANDBOXES,
+            arguments=_NAMES,
+            options=(_LABEL, _QUIET),
+        ),
+        Command(
             "list",
             "List sandboxes",
             "listing:list_sandboxes",

@@ -68,6 +68,7 @@ class LaunchPlan:
     boot: Mapping[str, Any]
     max_duration: float | None = None
     idle_timeout: float | None = None
+    pause_after: float | None = None
     log_level: str | None = None
     #: Where templates are, which one to go on from, and how one is built when the sandbox runs.
     templates: str = ""

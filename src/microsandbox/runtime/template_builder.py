@@ -103,9 +103,8 @@ class Builder:
 
 async def _save(running: RunningMachine, state: Path) -> None:
     """Stop the machine and keep its devices' state; its RAM is in its file already."""
-    monitor = await running.connected()
-    await monitor.execute("stop")
-    write_atomically(state, await monitor.save_devices())
+    await running.monitor.pause()
+    write_atomically(state, await running.monitor.save_devices())
 
 
 class _Partial:

@@ -138,6 +138,7 @@ def _plan(
         boot=_boot_config(config),
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
+        pause_after=config.pause_after_secs,
         log_level="debug" if config.log_level == "trace" else config.log_level,  # logging has no "trace"
         templates=str(context.home.templates.absolute()),
         template=start.plan,
