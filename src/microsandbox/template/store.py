@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +23,6 @@ from typing import Any
 
 from microsandbox.errors import TemplateError
 from microsandbox.store.files import (
-    PARTIAL_PREFIX,
     FileLock,
     partial_path,
     remove_leftovers,
@@ -38,6 +38,7 @@ UNUSED_FOR, MAX_BYTES = 14 * 86400.0, 4 << 30
 RETRY_AFTER = 3600.0
 RAM, STATE, UPPER = "ram", "state", "upper"
 _MANIFEST, _LOCK = "manifest", ".lock"
+_KEY = re.compile(r"[0-9a-f]{32}")
 _TOUCH_INTERVAL = 3600.0
 _MAX_MANIFEST_BYTES = 64 << 10
 
@@ -125,7 +126,7 @@ class TemplateStore:
 
     def ids(self) -> list[str]:
         """The keys of all that is there, whole or damaged."""
-        return sorted(path.name for path in self._directories() if (path / _MANIFEST).exists())
+        return sorted(path.name for path in self._directories())
 
     def resolve(self, prefix: str) -> str:
         """The only key that starts so. Raises TemplateError when there is none, or several."""
@@ -217,7 +218,7 @@ class TemplateStore:
     def _directories(self) -> Iterator[Path]:
         if self.root.is_dir():
             for entry in os.scandir(self.root):
-                if entry.is_dir() and not entry.name.startswith((PARTIAL_PREFIX, ".")):
+                if _KEY.fullmatch(entry.name) and entry.is_dir():
                     yield Path(entry.path).absolute()
 
 
