@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.sandbox import Sandbox
     from microsandbox.sandbox.ssh import SandboxSshOps, SftpClient, SshClient, SshOutput, SshServer
     from microsandbox.snapshot.public import Snapshot, SnapshotHandle
+    from microsandbox.template.public import Template, TemplateInfo
     from microsandbox.types import (
         Action,
         DestGroup,
@@ -160,6 +161,7 @@ else:
             "sandbox.sandbox": "Sandbox",
             "sandbox.ssh": "SandboxSshOps SftpClient SshClient SshOutput SshServer",
             "snapshot.public": "Snapshot SnapshotHandle",
+            "template.public": "Template TemplateInfo",
             "types": (
                 "Action DestGroup Destination Direction DiskImageFormat ExecOutput ExitStatus FsEntry "
                 "FsEntryKind FsMetadata GiB HostPermissions ImageSource InitConfig LogEntry LogLevel "
@@ -288,6 +290,8 @@ __all__ = [
     "StderrEvent",
     "Stdin",
     "StdoutEvent",
+    "Template",
+    "TemplateInfo",
     "TlsConfig",
     "TlsError",
     "UnsupportedOperationError",

@@ -37,7 +37,7 @@ NAMES = """
     UnsupportedOperationError
     install is_installed version
 """
-OURS = ["SandboxPool"]
+OURS = ["SandboxPool", "Template", "TemplateInfo"]
 DOCUMENTED = NAMES.split() + OURS
 
 
@@ -120,7 +120,7 @@ def test_event_classes_are_frozen_values(name):
     "name",
     [
         "LogStream", "MetricsStream", "SandboxSshOps", "SftpClient", "Snapshot", "SnapshotHandle",
-        "SshClient", "SshOutput", "SshServer", "Volume", "VolumeHandle",
+        "SshClient", "SshOutput", "SshServer", "Template", "Volume", "VolumeHandle",
     ],
 )  # fmt: skip
 def test_what_only_an_operation_returns_has_no_constructor(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,11 @@ class Held:
     started_here: bool
     throw_away: bool = False
 
-    async def release(self, signals: Signals) -> None:
+    async def release(self, signals: Signals, mark: Callable[[str], None] = lambda _: None) -> None:
         """Stop it if it was started here, remove it if it has no name. A second signal kills it.
 
-        A failure is said, not raised: it must not take the place of how the command ended.
+        A failure is said, not raised: it must not take the place of how the command ended. ``mark`` is told
+        what was done.
         """
         if not self.started_here:
             await self.sandbox.detach()
@@ -38,11 +40,13 @@ class Held:
                 await self.sandbox.kill()
             else:
                 await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
+            mark("sandbox stopped")
         except MicrosandboxError as error:
             output.error(str(error))
         if self.throw_away:
             try:
                 await Sandbox.remove(self.name)
+                mark("sandbox removed")
             except (MicrosandboxError, OSError) as error:
                 output.error(str(error))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -167,6 +168,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.background:
         os.nice(19)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half made is taken away
     try:
         home = Home.open()
         host = examine_host(home, prepare_kernel(home))
@@ -176,6 +178,8 @@ def main() -> int:
     except (MicrosandboxError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGTERM
     print(made.key)
     return 0
 

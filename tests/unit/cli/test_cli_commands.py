@@ -65,26 +65,27 @@ Virtual machines as sandboxes
 Usage: msb [OPTIONS] <COMMAND>
 
 Sandboxes:
-  run      Run a command in a sandbox
-  create   Create a sandbox and boot it in the background
-  start    Start stopped sandboxes
-  stop     Stop sandboxes
-  pause    Pause running sandboxes
-  resume   Resume paused sandboxes
-  list     List sandboxes [aliases: ls]
-  status   Show running sandboxes [aliases: ps]
-  remove   Remove sandboxes [aliases: rm]
-  exec     Run a command in an existing sandbox
-  inspect  Show a sandbox's configuration
+  run       Run a command in a sandbox
+  create    Create a sandbox and boot it in the background
+  start     Start stopped sandboxes
+  stop      Stop sandboxes
+  pause     Pause running sandboxes
+  resume    Resume paused sandboxes
+  list      List sandboxes [aliases: ls]
+  status    Show running sandboxes [aliases: ps]
+  remove    Remove sandboxes [aliases: rm]
+  exec      Run a command in an existing sandbox
+  inspect   Show a sandbox's configuration
 
 Images:
-  image    Manage images
-  pull     Download an image
-  load     Load images from an archive
+  image     Manage images
+  pull      Download an image
+  load      Load images from an archive
 
 Other:
-  doctor   Check what this host can do
-  help     Show help
+  template  Manage memory templates
+  doctor    Check what this host can do
+  help      Show help
 
 Options:
       --error, --warn, --info, --debug, --trace  Log level on standard error (default: silent)
