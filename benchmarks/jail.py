@@ -12,7 +12,7 @@ from microsandbox.store.home import Home
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.host import examine_host
 from microsandbox.vmm.kernel import installed_kernel
-from microsandbox.vmm.machine import Handles, Machine, qemu_arguments
+from microsandbox.vmm.machine import BootKernel, Handles, Machine, qemu_arguments
 from microsandbox.vmm.qemu import launch
 
 
@@ -29,9 +29,8 @@ def main():
     kernel = installed_kernel(home)
     assert kernel is not None, "prepare the guest kernel first: make setup"
     host = examine_host(home, kernel)
-    machine = Machine(
-        host_architecture(), host.accelerator.accelerator, 1, 512, kernel.vmlinux, kernel.initramfs
-    )
+    boot = BootKernel(kernel.vmlinux, kernel.initramfs)
+    machine = Machine(host_architecture(), host.accelerator.accelerator, 1, 512, boot)
 
     def jailed():
         started = time.perf_counter()
@@ -46,7 +45,7 @@ def main():
     def bare():
         pairs = [socket.socketpair() for _ in range(3)]
         fds = [theirs.fileno() for _, theirs in pairs]
-        handles = Handles(str(kernel.vmlinux), str(kernel.initramfs), *fds)
+        handles = Handles(*fds, kernel=str(kernel.vmlinux), initramfs=str(kernel.initramfs))
         started = time.perf_counter()
         process = subprocess.Popen(qemu_arguments(machine, host.qemu, handles), pass_fds=fds, env=os.environ)
         pairs[0][0].recv(8)

@@ -53,6 +53,7 @@ class Builder:
             found = self.store.find(shape.key)
             if found is not None:
                 return found
+            self.store.remove_unfinished(shape.key)
             try:
                 if shape.root is None:
                     made = await self._build_bare(shape)
@@ -88,7 +89,8 @@ class Builder:
     @asynccontextmanager
     async def _running(self, machine: Machine, shape: Shape) -> AsyncIterator[RunningMachine]:
         """A machine that is there for the block. Raises BootFailure."""
-        vm = launch(machine, shape.host.qemu, shape.host.jail.kind, identity=os.getpid())
+        # Counted from the other end than sandboxes are: no builder is any sandbox's user.
+        vm = launch(machine, shape.host.qemu, shape.host.jail.kind, identity=-os.getpid())
         running = await RunningMachine.attach(vm, "template", self.store.root / "logs")
         try:
             async with asyncio.timeout(BUILD_TIMEOUT):

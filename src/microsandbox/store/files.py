@@ -222,4 +222,5 @@ def remove_tree(path: Path) -> None:
         else:
             path.unlink()
     except FileNotFoundError:
-        return
+        if os.path.lexists(path):  # somebody else is deleting it too, and was faster with a part
+            remove_tree(path)

@@ -106,9 +106,8 @@ class TemplateStore:
         if not directory.is_dir():
             return None
         template = _read(directory)
-        if template is None or template.key != key:
+        if template is None:
             self.discard(key)
-            return None
         return template
 
     def peek(self, key: str) -> StoredTemplate | None:
@@ -186,10 +185,16 @@ class TemplateStore:
                     freed += occupied if self.discard(template.key) else 0
         return freed
 
+    def remove_unfinished(self, key: str) -> None:
+        """Remove what killed builders of that template left. Only for who holds its lock."""
+        for left in self.root.glob(f"{PARTIAL_PREFIX}*-{key}"):
+            remove_tree(left)
+
     def collect(self, *, keep: str) -> list[str]:
-        """Remove what unfinished builds left, unused templates, and the oldest above MAX_BYTES."""
+        """Remove what killed builders left, damaged and unused templates, and the oldest above MAX_BYTES."""
         remove_leftovers(self.root, older_than=time.time() - 3600)
-        total, removed = 0, []
+        removed = [directory.name for directory in self._directories() if self.find(directory.name) is None]
+        total = 0
         for template in self.all():
             total += template.disk_bytes
             unused = time.time() - template.used_at > UNUSED_FOR
@@ -251,19 +256,19 @@ def _manifest(directory: Path) -> dict[str, Any] | None:
             stamp = _stamp((directory / name).stat())
             if any(stamp[field] != expected[field] for field in stamp):
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return document
 
 
 def _read(directory: Path) -> StoredTemplate | None:
     document = _manifest(directory)
-    if document is None:
+    if document is None or document.get("key") != directory.name:
         return None
     try:
         description = Description(**document["description"])
         return StoredTemplate(
-            str(document["key"]), directory.absolute(), description, float(document["created_at"])
+            directory.name, directory.absolute(), description, float(document["created_at"])
         )
     except (TypeError, ValueError, KeyError):
         return None

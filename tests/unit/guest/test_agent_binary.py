@@ -51,14 +51,14 @@ def test_built_binaries_are_static_small_and_for_their_architecture():
         assert 3 not in kinds, "an interpreter is asked for: the binary is not static"
 
 
-def test_a_binary_older_than_a_source_is_not_current(tmp_path, monkeypatch):
+def test_a_binary_older_than_a_source_is_not_current(tmp_path):
     shutil.copytree(hatch_build.AGENT.source, tmp_path / "guest", ignore=shutil.ignore_patterns("build"))
-    monkeypatch.setattr(hatch_build, "SOURCE", tmp_path / "guest")
+    program = hatch_build.AGENT._replace(source=tmp_path / "guest")
     binary = tmp_path / "agentd"
-    assert not hatch_build.is_current(binary)
+    assert not hatch_build.is_current(program, binary)
     binary.touch()
-    newest = max(path.stat().st_mtime for path in [*(tmp_path / "guest").iterdir(), hatch_build.VERSION_FILE])
+    newest = max(path.stat().st_mtime for path in program.inputs)
     os.utime(binary, (newest + 1e6, newest + 1e6))
-    assert hatch_build.is_current(binary)
+    assert hatch_build.is_current(program, binary)
     os.utime(tmp_path / "guest" / "wire.h", (newest + 2e6, newest + 2e6))
-    assert not hatch_build.is_current(binary)
+    assert not hatch_build.is_current(program, binary)

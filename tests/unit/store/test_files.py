@@ -14,6 +14,7 @@ from microsandbox.store.files import (
     making_directory,
     partial_path,
     remove_leftovers,
+    sparse_digest,
     write_atomically,
     writing,
 )
@@ -140,3 +141,56 @@ def test_leftovers_of_dead_writers_are_collected_when_they_are_old(tmp_path):
     os.utime(other, (1, 1))
     assert remove_leftovers(tmp_path, older_than=time.time() - 60) == 1
     assert names(tmp_path) == sorted([young.name, "kept"])
+
+
+def test_a_lock_says_whether_it_is_free_and_takes_nothing(tmp_path):
+    lock = FileLock(tmp_path / "lock")
+    assert lock.is_free()
+    with FileLock(tmp_path / "lock"):
+        assert not lock.is_free()
+        assert not lock.is_free()
+    assert lock.is_free()
+    assert lock.acquire(blocking=False)
+    lock.release()
+
+
+def digest(path):
+    with path.open("rb") as file:
+        return sparse_digest(file.fileno())
+
+
+def sparse_file(path, size, *pieces):
+    with path.open("wb") as file:
+        file.truncate(size)
+        for position, data in pieces:
+            file.seek(position)
+            file.write(data)
+        os.fsync(file.fileno())
+    return path
+
+
+def test_a_digest_tells_data_size_and_place(tmp_path):
+    piece = b"x" * 4096
+    files = [
+        sparse_file(tmp_path / "one", 1 << 20, (0, piece)),
+        sparse_file(tmp_path / "longer", 2 << 20, (0, piece)),
+        sparse_file(tmp_path / "moved", 1 << 20, (1 << 18, piece)),
+        sparse_file(tmp_path / "changed", 1 << 20, (0, b"X" + piece[1:])),
+        sparse_file(tmp_path / "more", 1 << 20, (0, piece), (1 << 18, piece)),
+        sparse_file(tmp_path / "holes only", 1 << 20),
+        sparse_file(tmp_path / "empty", 0),
+    ]
+    assert len({digest(path) for path in files}) == len(files)
+    assert digest(files[0]) == digest(sparse_file(tmp_path / "same", 1 << 20, (0, piece)))
+
+
+def test_a_copy_has_the_digest_of_what_it_was_copied_from(tmp_path):
+    source = sparse_file(tmp_path / "source", 8 << 20, (0, b"a" * 5000), (4 << 20, b"b" * 100_000))
+    copy_sparse(source, tmp_path / "copy")
+    assert digest(tmp_path / "copy") == digest(source)
+
+
+def test_the_digest_of_holes_reads_nothing(tmp_path):
+    started = time.monotonic()
+    digest(sparse_file(tmp_path / "huge", 1 << 40, (1 << 39, b"here")))
+    assert time.monotonic() - started < 1

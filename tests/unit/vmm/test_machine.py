@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,27 @@ import pytest
 from microsandbox.store.home import Home
 from microsandbox.vmm.architecture import AARCH64, X86_64, host_architecture
 from microsandbox.vmm.installation import find_installation
-from microsandbox.vmm.machine import Accelerator, Disk, Handles, Machine, QemuInstallation, qemu_arguments
+from microsandbox.vmm.machine import (
+    Accelerator,
+    BootKernel,
+    Disk,
+    DiskSlot,
+    Handles,
+    Machine,
+    QemuInstallation,
+    RamFile,
+    qemu_arguments,
+)
 
 QEMU = QemuInstallation("/usr/bin/qemu", "7.2.0", "/usr/share/qemu", ())
-HANDLES = Handles("/guest/kernel", "/guest/initramfs", qmp=10, console=11, agent=12)
+HANDLES = Handles(10, 11, 12, kernel="/guest/kernel", initramfs="/guest/initramfs", ram="/guest/ram")
 DISKS = (Disk("rootfs", 20, "raw", read_only=True), Disk("upper", 21, "qcow2", read_only=False))
 
 
 def machine(**changes):
     values = {
         "architecture": X86_64, "accelerator": Accelerator.TCG, "cpus": 2, "memory_mib": 768,
-        "kernel": Path("/k"), "initramfs": Path("/i"), "disks": DISKS,
+        "kernel": BootKernel(Path("/k"), Path("/i")), "disks": DISKS,
     }  # fmt: skip
     return Machine(**{**values, **changes})
 
@@ -33,8 +44,8 @@ def values_of(argv, option):
 @pytest.mark.parametrize(
     ("changes", "option", "expected"),
     [
-        ({}, "-machine", ["q35,usb=off,smbus=off,sata=off,vmport=off"]),
-        ({"architecture": AARCH64}, "-machine", ["virt,gic-version=max"]),
+        ({}, "-machine", ["q35,usb=off,smbus=off,sata=off,vmport=off,suppress-vmdesc=on"]),
+        ({"architecture": AARCH64}, "-machine", ["virt,gic-version=max,suppress-vmdesc=on"]),
         ({"architecture": AARCH64}, "-bios", []),
         ({}, "-accel", ["tcg"]),
         ({"accelerator": Accelerator.KVM}, "-accel", ["kvm"]),
@@ -53,6 +64,28 @@ def test_a_read_only_disk_cannot_be_written():
     first = values_of(qemu_arguments(machine(), QEMU, HANDLES), "-blockdev")[0]
     assert "filename=/dev/fdset/1" in first
     assert "read-only=on" in first
+
+
+@pytest.mark.parametrize(("shared", "share"), [(True, "on"), (False, "off")])
+def test_ram_in_a_file_is_shared_only_while_a_template_is_made(shared, share):
+    argv = qemu_arguments(machine(ram=RamFile(Path("/r"), shared)), QEMU, HANDLES)
+    backend = f"memory-backend-file,id=ram,size=768M,mem-path=/guest/ram,share={share},prealloc=off"
+    assert values_of(argv, "-object") == [backend]
+    assert values_of(argv, "-machine")[0].endswith(",memory-backend=ram")
+
+
+def test_a_machine_that_goes_on_has_no_kernel_to_boot():
+    argv = qemu_arguments(machine(kernel=None, state=30), QEMU, HANDLES)
+    assert values_of(argv, "-incoming") == ["fd:30"]
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)
+
+
+def test_a_disk_is_the_same_device_as_the_slot_it_fills():
+    slots = (DiskSlot("rootfs", read_only=True), DiskSlot("upper", read_only=False))
+    raw = tuple(replace(disk, format="raw") for disk in DISKS)
+    filled, empty = (qemu_arguments(machine(disks=disks), QEMU, HANDLES) for disks in (raw, slots))
+    assert values_of(filled, "-device") == values_of(empty, "-device")
+    assert all(node.startswith("driver=null-co,") for node in values_of(empty, "-blockdev"))
 
 
 def test_a_full_host_disk_is_reported_to_the_guest_instead_of_stopping_it():
@@ -87,7 +120,8 @@ def test_qemu_accepts_the_command_line(tmp_path, monkeypatch):
     with disk.open("rb") as reading, disk.open("r+b") as writing:
         disks = (Disk("a", reading.fileno(), "raw", True), Disk("b", writing.fileno(), "raw", False))
         described = machine(architecture=host_architecture(), disks=disks, cpus=1, memory_mib=128)
-        argv = qemu_arguments(described, qemu, Handles(str(kernel), str(kernel), qmp, console, agent))
+        handles = Handles(qmp, console, agent, kernel=str(kernel), initramfs=str(kernel))
+        argv = qemu_arguments(described, qemu, handles)
         fds = (qmp, console, agent, reading.fileno(), writing.fileno())
         process = subprocess.Popen(argv, pass_fds=fds, stderr=subprocess.PIPE, text=True, env=os.environ)
         for _, theirs in pairs:
