@@ -23,6 +23,7 @@ from typing import Any
 
 from microsandbox.errors import TemplateError
 from microsandbox.store.files import (
+    PARTIAL_PREFIX,
     FileLock,
     partial_path,
     remove_leftovers,
