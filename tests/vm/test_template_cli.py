@@ -104,6 +104,9 @@ def test_a_build_that_fails_says_why(home, tmp_path):
     code, out, err = msb("template", "build", "-m", "256")
     assert (code, out) == (1, "")
     assert err.startswith("error: ") and str(home / "templates") in err
+    code, out, err = msb("doctor", "--fix", "-q")
+    assert (code, out) == (0, ""), "sandboxes work without"
+    assert err.startswith("warn: the memory template was not built: ") and str(home / "templates") in err
 
 
 def test_doctor_builds_the_template_of_the_default_shape(home):
