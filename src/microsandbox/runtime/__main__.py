@@ -18,11 +18,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.launch import launch_machine, run_supervisor
+from microsandbox.runtime.launch import launch_or_error, run_supervisor
 from microsandbox.runtime.plan import PLAN_FD, WATCHDOG_FD, LaunchPlan
 from microsandbox.store.files import make_private
-from microsandbox.vmm.qemu import VirtualMachine
 
 _BACKLOG = 128
 _ALL_DESCRIPTORS = 1 << 20
@@ -87,7 +85,7 @@ def main() -> int:
     bound = agent_socket.stat()
     try:
         _announce()
-        machine = _launch(plan)
+        machine = launch_or_error(plan)
         return run_supervisor(plan.with_mark("QEMU started"), machine, listener, watchdog)
     except BrokenPipeError:  # the owner has died already, and nobody reads the line
         return 1
@@ -95,14 +93,6 @@ def main() -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(bound, agent_socket.stat()):  # not that of a sandbox that replaced this one
                 agent_socket.unlink()
-
-
-def _launch(plan: LaunchPlan) -> VirtualMachine | MicrosandboxError:
-    """The machine, or why there is none: the supervisor tells the owner."""
-    try:
-        return launch_machine(plan)
-    except MicrosandboxError as error:
-        return error
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError, VmmError
@@ -16,6 +17,14 @@ from microsandbox.vmm.qemu import VirtualMachine, launch
 def launch_machine(plan: LaunchPlan) -> VirtualMachine:
     """Start the plan's machine: from its template if it names one. Raises MicrosandboxError."""
     return _launch(plan, plan.template)
+
+
+def launch_or_error(plan: LaunchPlan) -> VirtualMachine | MicrosandboxError:
+    """The plan's machine, or why there is none: the supervisor tells the owner."""
+    try:
+        return launch_machine(plan)
+    except MicrosandboxError as error:
+        return error
 
 
 def launch_cold(plan: LaunchPlan) -> VirtualMachine:
@@ -65,6 +74,10 @@ def run_supervisor(
     logging.basicConfig(
         level=(plan.log_level or "info").upper(), format="%(message)s", handlers=[RuntimeLog(file)]
     )
+    if isinstance(machine, MicrosandboxError) and plan.template is not None:
+        logging.getLogger(__name__).warning("booting instead: %s", machine)
+        plan = replace(plan, template=None)
+        machine = launch_or_error(plan)
     if isinstance(machine, MicrosandboxError):
         record_launch_failure(plan, machine)
         return 1

@@ -35,6 +35,7 @@ from microsandbox.vmm.qemu import launch
 
 #: Seconds for one template. Generous: at the lowest priority on a busy host a boot takes its time.
 BUILD_TIMEOUT = 300.0
+_FAULTS_OF_IMAGES = frozenset({"mount", "image"})
 #: Where a machine is that says hello: the root disks are /dev/vda and /dev/vdb, see ROOT_SLOTS.
 ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "upper_fstype": "ext4"}
 
@@ -76,7 +77,19 @@ class Builder:
             return partial.publish()
 
     async def _build_rooted(self, shape: Shape, root: ImageRoot, rootfs: Path) -> StoredTemplate:
-        base = await self.build(shape.bare)
+        try:
+            return await self._mount(await self.build(shape.bare), shape, root, rootfs)
+        except BootFailure as failure:
+            if failure.stage in _FAULTS_OF_IMAGES:
+                raise
+        # The shape's template does not go on, whatever its manifest says.
+        self.store.discard(shape.bare.key)
+        return await self._mount(await self.build(shape.bare), shape, root, rootfs)
+
+    async def _mount(
+        self, base: StoredTemplate, shape: Shape, root: ImageRoot, rootfs: Path
+    ) -> StoredTemplate:
+        """Go on from the template without an image, and keep what it is with the image mounted."""
         with _Partial(self.store, shape) as partial:
             copy_sparse(base.ram, partial.path / RAM)
             make_upper(self.home, partial.path / UPPER, root.upper_size_mib)

@@ -40,6 +40,7 @@ RAM, STATE, UPPER = "ram", "state", "upper"
 _MANIFEST, _LOCK = "manifest", ".lock"
 _TOUCH_INTERVAL = 3600.0
 _MAX_MANIFEST_BYTES = 64 << 10
+_HEXADECIMAL = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,12 @@ class TemplateStore:
     def _directories(self) -> Iterator[Path]:
         if self.root.is_dir():
             for entry in os.scandir(self.root):
-                if entry.is_dir() and not entry.name.startswith((PARTIAL_PREFIX, ".")):
+                if _is_key(entry.name) and entry.is_dir():
                     yield Path(entry.path).absolute()
+
+
+def _is_key(name: str) -> bool:
+    return len(name) == 32 and set(name) <= _HEXADECIMAL
 
 
 def discard_template(root: Path, key: str) -> bool:
