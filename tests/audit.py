@@ -1,7 +1,11 @@
-"""What a test may not leave behind: processes, sockets, locks, temporary files, rows that lie."""
+"""What a test may not leave behind: processes, sockets, locks, temporary files, rows that lie.
+
+Builders of templates may outlive the sandbox that started them: they are waited for, not blamed.
+"""
 
 import fcntl
 import os
+import select
 import time
 from pathlib import Path
 
@@ -12,12 +16,21 @@ from microsandbox.vmm.jail import FIRST_UID
 
 def supervisors(home):
     """Pids of the supervisors that belong to this home."""
+    return _programs(home, "microsandbox.runtime")
+
+
+def builders(home):
+    """Pids of the template builders of this home."""
+    return _programs(home, "microsandbox.runtime.template_builder")
+
+
+def _programs(home, module):
     mark = f"MSB_HOME={home}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                ours = b"microsandbox.runtime" in (entry / "cmdline").read_bytes()
+                ours = module.encode() in (entry / "cmdline").read_bytes().split(b"\0")
                 if ours and mark in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
             except OSError:
@@ -25,8 +38,21 @@ def supervisors(home):
     return found
 
 
-def machines():
-    """Pids of the jailed QEMU processes that are alive."""
+def wait_for_builders(home, *, within=120):
+    """Wait until no template of this home is being built."""
+    for pid in builders(home):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            assert select.select([pidfd], [], [], within)[0], f"the template builder {pid} does not end"
+        finally:
+            os.close(pidfd)
+
+
+def machines(home=None):
+    """Pids of the jailed QEMU processes that are alive; of a home, those that have a disk in it."""
     lowest = FIRST_UID if os.geteuid() == 0 else os.geteuid()
     found = set()
     for entry in Path("/proc").iterdir():
@@ -36,11 +62,21 @@ def machines():
                 ours = entry.stat().st_uid >= lowest and (entry / "comm").read_text().startswith(
                     "qemu-system"
                 )
-                if ours and state not in "ZX":
+                if ours and state not in "ZX" and (home is None or _has_open(entry, home)):
                     found.add(int(entry.name))
             except OSError:
                 continue
     return found
+
+
+def _has_open(process, home):
+    return any(os.readlink(entry).startswith(f"{home}/") for entry in (process / "fd").iterdir())
+
+
+def machine_of(supervisor):
+    """Pid of a supervisor's QEMU."""
+    [machine] = machines() & set(children_of(supervisor))
+    return machine
 
 
 def children_of(pid):
@@ -48,8 +84,9 @@ def children_of(pid):
 
 
 def leftovers(home):
-    """Everything in the home that an ended sandbox should not have left."""
+    """Everything in the home that ended sandboxes and builders should not have left."""
     home = Path(home)
+    wait_for_builders(home)
     rows = Context.current().sandboxes.list()  # looking also settles what crashed
     found = [f"row {row.name} is {row.status}" for row in rows if not row.status.terminal]
     found += [f"supervisor {pid}" for pid in supervisors(home)]

@@ -1,5 +1,5 @@
 """Fixtures of the tests that break things."""
 
-from tests.vm.conftest import clean, name
+from tests.vm.conftest import clean, cold, name, templates, usual_templates
 
-__all__ = ["clean", "name"]
+__all__ = ["clean", "cold", "name", "templates", "usual_templates"]

@@ -19,8 +19,7 @@ async def qemu(busybox, name, session_home):
     async with await Sandbox.create(name, image=busybox) as sandbox:
         assert (await sandbox.exec("true")).success
         [supervisor] = audit.supervisors(session_home)
-        [machine] = audit.children_of(supervisor)
-        yield Path(f"/proc/{machine}")
+        yield Path(f"/proc/{audit.machine_of(supervisor)}")
 
 
 def status(process):

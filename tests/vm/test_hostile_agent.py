@@ -16,7 +16,7 @@ from microsandbox.store.home import Home
 from microsandbox.vmm.kernel import prepare_kernel
 from tests import audit
 
-pytestmark = [pytest.mark.vm, pytest.mark.fault, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.vm, pytest.mark.fault, pytest.mark.usefixtures("clean", "cold")]
 
 SOURCE = Path(__file__).with_name("hostile_agent.c")
 GARBAGE, HUGE_FRAME, HELLO_FLOOD, READY_FLOOD, READY_GARBAGE = range(5)

@@ -57,25 +57,42 @@ async def _end(process: Process) -> None:
         await process.wait()
 
 
-async def build_in_background(arguments: Sequence[str]) -> int:
-    """Start a builder that may outlive this process; its exit status. When cancelled, it goes on."""
-    argv = builder_command(["--background", *arguments])
-    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
-    pid = os.posix_spawn(  # noqa: ASYNC221 - it does not wait
-        argv[0],
-        argv,
-        module_environment(),
-        file_actions=null,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
+async def build_in_background(arguments: Sequence[str]) -> bool:
+    """Start a builder that outlives this process; whether it built. When cancelled, it goes on.
+
+    Only for single-threaded processes.
+    """
+    pipe, output = os.pipe()
+    try:
+        _start(builder_command(["--background", *arguments]), output)
+    finally:
+        os.close(output)
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb")
     )
-    loop = asyncio.get_running_loop()
-    with os.fdopen(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
-        ended = asyncio.Event()
-        loop.add_reader(pidfd, ended.set)
+    try:
+        return await reader.read() != b""
+    finally:
+        transport.close()
+
+
+def _start(argv: list[str], output: int) -> None:
+    """Start it as nobody's child: whoever kills a sandbox kills all children of its supervisor."""
+    child = os.fork()
+    if child == 0:
         try:
-            await ended.wait()
+            os.dup2(output, 1)
+            os.closerange(3, 1 << 20)
+            os.posix_spawn(
+                argv[0],
+                argv,
+                module_environment(),
+                file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 2)],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
+            )
         finally:
-            loop.remove_reader(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended
+            os._exit(0)
+    os.waitpid(child, 0)

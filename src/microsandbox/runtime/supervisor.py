@@ -159,9 +159,16 @@ class Supervisor:
                 log.warning("template %s does not work, booting instead: %s", template.key, failure.message)
             discard_template(Path(self._plan.templates), template.key)
             await self._machine.end()
-            self._machine = await self._attach(launch_cold(self._plan))
+            self._machine.vm.close()
+            self._machine = await self._attach(self._launch_cold())
             self._trace.mark("started again without the template")
         return await self._bring_up(self._plan.boot, resumed=False)
+
+    def _launch_cold(self) -> VirtualMachine:
+        try:
+            return launch_cold(self._plan)
+        except MicrosandboxError as error:
+            raise BootFailure(str(error), "build_vm") from error
 
     async def _bring_up(self, config: Mapping[str, Any], *, resumed: bool) -> Frame | None:
         machine = self._machine
@@ -206,8 +213,8 @@ class Supervisor:
         builder = self._plan.builder
         if builder is None or not FileLock(Path(builder.lock)).is_free():
             return
-        status = await build_in_background(builder.arguments)
-        log.info("the template for later sandboxes was %s", "built" if status == 0 else "not built")
+        built = await build_in_background(builder.arguments)
+        log.info("the template for later sandboxes was %s", "built" if built else "not built")
 
     async def _stop(self, machine: RunningMachine, pausing: Pausing | None) -> None:
         """From the wish to the end of the machine."""

@@ -239,11 +239,12 @@ def test_above_the_limit_the_longest_unused_go_but_not_the_one_just_built(store,
     assert [template.key for template in store.all()] == [KEYS.two]
 
 
-def test_collecting_takes_what_is_damaged(store, publish):
+def test_collecting_takes_what_is_damaged_and_leaves_what_is_no_template(store, publish):
+    (store.root / "logs").mkdir()
     truncate_ram(publish(KEYS.two))
     publish()
     assert store.collect(keep=KEYS.one) == [KEYS.two]
-    assert names(store.root) == [KEYS.one]
+    assert names(store.root) == [KEYS.one, "logs"]
 
 
 def test_templates_of_an_image_go_with_it(store, publish):
