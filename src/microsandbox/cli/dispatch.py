@@ -55,11 +55,12 @@ def _dispatch(words: Sequence[str], *, dedicated: bool) -> int:
         logging.basicConfig(
             level=_LOGGING[invocation.log_level], format="%(levelname)s %(name)s: %(message)s"
         )
+    handler = _handler(located.command)
     if dedicated and located.command.name == "run" and not invocation["detach"]:
         from microsandbox.runtime import standby
 
-        standby.prepare()  # before the imports, which take it as long as us
-    return _handler(located.command)(invocation)
+        standby.prepare()
+    return handler(invocation)
 
 
 def _without_command(located: Located) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from microsandbox.errors import ImageError, ImagePullFailedError, NotSupportedYetError
 from microsandbox.image.blobs import BlobStore
+from microsandbox.image.cached import CachedImages, PullRequest, report_resolved
 from microsandbox.image.catalog import ImageCatalog, ManifestRow, NewImage, StoredLayer
 from microsandbox.image.digests import digest_of
 from microsandbox.image.documents import (
@@ -45,18 +44,6 @@ _TRIES = 3
 
 
 @dataclass(frozen=True)
-class PullRequest:
-    """What to pull. ``policy`` is ``if-missing``, ``always`` or ``never``."""
-
-    reference: Reference
-    policy: str = "if-missing"
-    force: bool = False
-    insecure: bool = False
-    ca_certs: Path | None = None
-    credentials: bool = False
-
-
-@dataclass(frozen=True)
 class _Resolved:
     """The image that a reference stands for in its registry, for this machine."""
 
@@ -80,49 +67,25 @@ class Puller:
     retry: RetryPolicy
 
     async def pull(self, request: PullRequest, reporter: Reporter) -> ManifestRow:
-        """The image, stored. Raises ImageError, ImagePullFailedError, IoError."""
+        """An image that is not there, stored. Raises ImageError, ImagePullFailedError, IoError."""
         reference = request.reference
-        found = self._cached(request)
-        if found is None and request.policy == "never":
+        if request.policy == "never":
             raise ImageError(f"image not cached: {reference.text}")
         reporter.emit("resolving", reference=reference.text)
         try:
-            if found is None:
-                self.blobs.prepare()
-                async with locked(self.blobs.lock("ref", reference.normalized)):
-                    found = self._cached(request)
-                    if found is None:
-                        return await self._pull(request, reporter)
+            self.blobs.prepare()
+            async with locked(self.blobs.lock("ref", reference.normalized)):
+                found = self.cached.find(request)
+                if found is None:
+                    return await self._pull(request, reporter)
         except OSError as error:
             raise disk_error(f"the image cannot be stored in {self.blobs.cache}", error) from error
-        self._report_resolved(
-            reference, found.digest, [layer.compressed_size for layer in found.layers], reporter
-        )
-        self.catalog.use(reference, found.digest)
-        reporter.emit("complete", reference=reference.text, layer_count=len(found.layers))
+        self.cached.use(reference, found, reporter)  # somebody else was faster
         return found
 
-    def complete(self, row: ManifestRow | None) -> bool:
-        """Whether the image can be booted."""
-        return row is not None and self.blobs.has_rootfs(row.digest, row.rootfs_bytes)
-
-    def _cached(self, request: PullRequest) -> ManifestRow | None:
-        """What answers the request without asking the registry."""
-        if request.policy == "always" or request.force:
-            return None
-        row = self.catalog.manifest_of(request.reference)
-        return row if self.complete(row) else None
-
-    def _report_resolved(
-        self, reference: Reference, digest: str, sizes: Sequence[int | None], reporter: Reporter
-    ) -> None:
-        reporter.emit(
-            "resolved",
-            reference=reference.text,
-            manifest_digest=digest,
-            layer_count=len(sizes),
-            total_download_bytes=sum(size or 0 for size in sizes),
-        )
+    @property
+    def cached(self) -> CachedImages:
+        return CachedImages(self.blobs, self.catalog)
 
     async def _pull(self, request: PullRequest, reporter: Reporter) -> ManifestRow:
         reference = request.reference
@@ -133,10 +96,10 @@ class Puller:
         ) as registry:
             resolved = await _resolve(registry, reference)
             sizes = [layer.size for layer in resolved.manifest.layers]
-            self._report_resolved(reference, resolved.digest, sizes, reporter)
+            report_resolved(reference, resolved.digest, sizes, reporter)
             async with locked(self.blobs.lock("manifest", resolved.digest)):
                 row = self.catalog.manifest(resolved.digest)
-                if row is not None and self.complete(row) and not request.force:
+                if row is not None and self.cached.complete(row) and not request.force:
                     for position, layer in enumerate(row.layers):
                         reporter.emit(
                             "layer_materialize_complete", layer_index=position, diff_id=layer.diff_id

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from microsandbox.errors import ImageNotFoundError
 from microsandbox.image.blobs import BlobStore
+from microsandbox.image.cached import CachedImages, PullRequest
 from microsandbox.image.catalog import ImageCatalog, ImageRecord, ManifestRow, StoredLayer
 from microsandbox.image.documents import ImageConfig
 from microsandbox.image.limits import Limits
@@ -91,8 +92,6 @@ class ImageStore:
         file to trust besides the usual ones; both default to the registry's entry in config.json. Raises
         ImageError, ImagePullFailedError, IoError, PrerequisiteError, ValueError for an unknown policy.
         """
-        from microsandbox.image.pull import PullRequest
-
         if str(policy) not in _POLICIES:
             raise ValueError(f"invalid pull policy {str(policy)!r} (expected {', '.join(_POLICIES)})")
         parsed = parse_reference(reference)
@@ -105,7 +104,10 @@ class ImageStore:
             ca_certs=ca_certs or (configured.ca_certs if configured else None),
             credentials=configured is not None and configured.credentials,
         )
-        row = await self._puller.pull(request, Reporter(progress))
+        reporter = Reporter(progress)
+        row = CachedImages(self._blobs, self._catalog).answer(request, reporter)
+        if row is None:
+            row = await self._puller.pull(request, reporter)
         return self._stored(row, reference)
 
     async def load(

@@ -1,7 +1,7 @@
-"""A supervisor in waiting: a fork of a program of ours that imports what it will need while its owner does.
+"""A supervisor in waiting: a fork of a program of ours, made before the program gets to work.
 
-``msb run`` makes one before it does anything else, which saves the start of an interpreter and has the
-imports of both done side by side. Nobody else's program is forked: a fork keeps what is in memory, and of
+``msb run`` makes one when it has imported what both need, which saves the start of an interpreter and those
+imports. Nobody else's program is forked: a fork keeps what is in memory, and of
 several threads only the one that forks. It must be made before a database is opened, too: SQLite's locks
 would not know whose they are.
 """

@@ -17,8 +17,6 @@ from microsandbox.runtime.process import ProcessHandle
 from microsandbox.sandbox import lifecycle
 from microsandbox.sandbox.awaitable import AwaitableFlag, AwaitableText
 from microsandbox.sandbox.context import Context
-from microsandbox.sandbox.exec_options import ExecKeywords, ExecOptions, exec_request, parse_exec, parse_shell
-from microsandbox.sandbox.fs import SandboxFsOps
 from microsandbox.sandbox.options import CreateKeywords, SandboxConfig
 from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import SandboxRow
@@ -27,6 +25,8 @@ from microsandbox.types import SandboxStatus, SandboxStopResult
 if TYPE_CHECKING:
     from microsandbox.metrics.public import MetricsStream
     from microsandbox.sandbox.exec import ExecHandle
+    from microsandbox.sandbox.exec_options import ExecKeywords, ExecOptions
+    from microsandbox.sandbox.fs import SandboxFsOps
     from microsandbox.sandbox.handle import SandboxHandle
     from microsandbox.sandbox.logs import LogStream
     from microsandbox.sandbox.pull_session import PullSession
@@ -139,6 +139,8 @@ class Sandbox:
     @property
     def fs(self) -> SandboxFsOps:
         """The guest's files."""
+        from microsandbox.sandbox.fs import SandboxFsOps
+
         self._check_usable()
         return SandboxFsOps(self._connection)
 
@@ -162,6 +164,8 @@ class Sandbox:
         ``args`` is a list, or a mapping of options. ``timeout`` is in seconds. Raises ExecTimeoutError,
         ExecFailedError when the command cannot be started.
         """
+        from microsandbox.sandbox.exec_options import parse_exec
+
         options = parse_exec(
             cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, tty=tty, rlimits=rlimits
         )
@@ -181,6 +185,8 @@ class Sandbox:
         rlimits: Iterable[Any] | None = None,
     ) -> ExecHandle:
         """Start a command and return at once; iterate over the handle for its output as it happens."""
+        from microsandbox.sandbox.exec_options import parse_exec
+
         options = parse_exec(
             cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, tty=tty, rlimits=rlimits
         )
@@ -188,14 +194,19 @@ class Sandbox:
 
     async def shell(self, script: str, **options: Unpack[ExecKeywords]) -> ExecOutput:
         """Run a script with the sandbox's shell; keywords as for exec()."""
+        from microsandbox.sandbox.exec_options import parse_shell
+
         return await self._run(parse_shell(script, self._config.shell, options))
 
     async def shell_stream(self, script: str, **options: Unpack[ExecKeywords]) -> ExecHandle:
         """Start a script with the sandbox's shell; keywords as for exec_stream()."""
+        from microsandbox.sandbox.exec_options import parse_shell
+
         return await self._start(parse_shell(script, self._config.shell, options))
 
     async def _start(self, options: ExecOptions) -> ExecHandle:
         from microsandbox.sandbox import exec
+        from microsandbox.sandbox.exec_options import exec_request
 
         self._check_usable()
         return await exec.start(self._connection, exec_request(options, self._config), options)
