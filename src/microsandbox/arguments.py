@@ -17,6 +17,13 @@ T = TypeVar("T")
 _OUT_OF_RANGE = "out of range integral type conversion attempted"
 
 
+class Keywords:
+    """Stands for TypedDict when the program runs: what that does with annotations takes milliseconds."""
+
+    def __init_subclass__(cls, *, total: bool = True) -> None:
+        del total
+
+
 def _cannot_convert(value: object, target: str) -> TypeError:
     return TypeError(f"'{type(value).__name__}' object cannot be converted to '{target}'")
 

@@ -57,6 +57,7 @@ def _dispatch(words: Sequence[str], *, dedicated: bool) -> int:
         )
     handler = _handler(located.command)
     if dedicated and located.command.name == "run" and not invocation["detach"]:
+        import microsandbox.sandbox.creation  # noqa: F401 - both need much of it
         from microsandbox.runtime import standby
 
         standby.prepare()

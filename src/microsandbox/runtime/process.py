@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from microsandbox.store.files import remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class _Held:
                     log.debug("supervisor %d ended by itself", self.child.pid)
         self.close_watchdog()
         if self.staging is not None:
-            shutil.rmtree(self.staging, ignore_errors=True)
+            remove_tree(self.staging)
 
     def close_watchdog(self) -> None:
         if self.watchdog is not None:

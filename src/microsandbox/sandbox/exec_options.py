@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from microsandbox.arguments import (
     dict_like,
@@ -23,6 +23,11 @@ from microsandbox.arguments import (
 from microsandbox.errors import ExecFailedError, InvalidConfigError
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.types import Rlimit, RlimitResource, Stdin
+
+if TYPE_CHECKING:
+    from typing import TypedDict as Keywords
+else:
+    from microsandbox.arguments import Keywords
 
 DEFAULT_SHELL = "/bin/sh"
 #: Size of a pseudo-terminal that nobody looks at.
@@ -55,7 +60,7 @@ class ExecOptions:
     rlimits: tuple[Rlimit, ...] = ()
 
 
-class ExecKeywords(TypedDict, total=False):
+class ExecKeywords(Keywords, total=False):
     """The keywords of ``shell`` and ``shell_stream``, the same as those of ``exec``."""
 
     cwd: str | None

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from microsandbox.arguments import flag, nearest, parameter, seconds, text, text_list, text_map, whole
 from microsandbox.sandbox import unsupported
@@ -19,6 +19,8 @@ from microsandbox.store.home import Home
 from microsandbox.types import LogLevel, PullPolicy
 
 if TYPE_CHECKING:
+    from typing import TypedDict as Keywords
+
     from microsandbox.types import (
         ImageSource,
         InitConfig,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
         ViolationAction,
         ViolationPolicy,
     )
+else:
+    from microsandbox.arguments import Keywords
 
 #: Seconds that a sandbox which is being replaced has to end by itself.
 REPLACE_TIMEOUT = 10.0
@@ -39,7 +43,7 @@ REPLACE_TIMEOUT = 10.0
 MAX_HOSTNAME_BYTES = 64
 
 
-class CreateKeywords(TypedDict, total=False):
+class CreateKeywords(Keywords, total=False):
     """The keywords of ``Sandbox.create``. Memory is in MiB, durations are in seconds."""
 
     image: str | os.PathLike[str] | ImageSource | None
