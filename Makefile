@@ -1,13 +1,13 @@
 # Targets explain themselves: `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint fuzz bench clean
+.PHONY: help setup demo test test-fast lint fuzz bench bench-scale clean
 
 PYTHON := .venv/bin/python
 DEMO_IMAGE := build/demo.tar
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  make %-10s %s\n' "$$target" "$$text"; done
+		printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 setup: ## Install what is missing: packages, .venv, guest kernel
 	@scripts/setup.sh
@@ -37,7 +37,12 @@ fuzz: ## Fuzz the guest agent's parsers, a minute each
 
 bench: setup $(DEMO_IMAGE) ## Print the figures of docs/performance.md
 	@scripts/setup.sh --dev
-	@$(PYTHON) -m benchmarks
+	@$(PYTHON) -m benchmarks basics start podman exec idle
+
+bench-scale: setup ## Measure 100 sandboxes at once, as many as fit, and creates per second: minutes
+	@scripts/setup.sh --dev
+	@$(PYTHON) -m benchmarks.rate
+	@$(PYTHON) -m benchmarks.many --until-full
 
 clean: ## Remove what was built here (not ~/.microsandbox)
 	@rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache src/microsandbox/_guest/agentd-* src/microsandbox/_host/read_only_ram-*

@@ -1,140 +1,41 @@
-"""The figures of docs/performance.md, measured here and now: ``make bench``."""
+"""The figures of docs/performance.md, measured here and now: ``python -m benchmarks [SUBJECT ...]``.
 
-import asyncio
-import os
-import random
-import shutil
+Every subject is a module and a process of its own; ``python -m benchmarks.SUBJECT --help`` lists its options.
+"""
+
+import argparse
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
-from benchmarks.jail import jail_cost
-from benchmarks.measure import broken, interleaved, promise, proportional_set_size, report, wall
-from microsandbox import Image, Sandbox
-from microsandbox._guest import agent_binary
-from microsandbox.store.home import Home
-
-DEMO = Path("build/demo.tar")
-MSB = Path(sys.executable).with_name("msb")
-
-
-def start_up():
-    python = sys.executable
-    medians = interleaved(
-        15,
-        bare=lambda: wall([python, "-c", "pass"]),
-        package=lambda: wall([python, "-c", "import microsandbox"]),
-        version=lambda: wall([MSB, "--version"]),
-        ls=lambda: wall([MSB, "ls"]),
-    )
-    bare = medians.pop("bare")
-    report("python -c pass", f"{bare:.0f} ms")
-    promise("import microsandbox, above that", medians["package"] - bare, 60)
-    promise("msb --version, above that", medians["version"] - bare, 150)
-    promise("msb ls, above that", medians["ls"] - bare, 150)
-
-
-def image_load():
-    """Loading the demo image against skopeo copy + umoci unpack of the same archive."""
-
-    def ours():
-        with tempfile.TemporaryDirectory() as home:
-            return wall([MSB, "load", "--quiet", "--input", DEMO], env={**os.environ, "MSB_HOME": home})
-
-    def theirs():
-        with tempfile.TemporaryDirectory() as directory:
-            layout = f"{directory}/layout:demo"
-            copying = wall(["skopeo", "copy", "--quiet", f"oci-archive:{DEMO}", f"oci:{layout}"])
-            rootless = [] if os.geteuid() == 0 else ["--rootless"]
-            return copying + wall(["umoci", "unpack", *rootless, "--image", layout, f"{directory}/bundle"])
-
-    medians = interleaved(3, ours=ours, theirs=theirs)
-    ratio = medians["ours"] / medians["theirs"]
-    report(
-        f"msb load of the demo image ({DEMO.stat().st_size >> 20} MiB)",
-        f"{medians['ours'] / 1e3:.2f} s",
-        f"{ratio:.2f} x skopeo copy + umoci unpack ({medians['theirs'] / 1e3:.2f} s)",
-    )
-
-
-async def cold_start(image):
-    async def create():
-        started = time.perf_counter()
-        async with await Sandbox.create("bench-cold", image=image, replace=True) as sandbox:
-            created = time.perf_counter()
-            assert (await sandbox.exec("/bin/echo", ["x"])).stdout_bytes == b"x\n"
-            return created - started, time.perf_counter() - started
-
-    times = [await create() for _ in range(5)]
-    created, output = (sorted(column)[2] for column in zip(*times, strict=True))
-    report("Sandbox.create(), cold", f"{created:.2f} s")
-    report("create to first output, cold", f"{output:.2f} s")
-
-
-async def running(image, directory):
-    async with await Sandbox.create("bench", image=image, replace=True) as sandbox:
-        times = []
-        for _ in range(50):
-            started = time.perf_counter()
-            await sandbox.exec("/bin/true")
-            times.append(1e3 * (time.perf_counter() - started))
-        times.sort()
-        report("exec round trip of /bin/true", f"{times[25]:.1f} ms", f"90 %: {times[45]:.1f} ms")
-        await throughput(sandbox, directory)
-        status = await sandbox.fs.read_text("/proc/1/status")
-        resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-        report("agentd's resident memory", f"{resident} KiB")
-        memory()
-        started = time.perf_counter()
-        await sandbox.stop()
-        report("stop", f"{1e3 * (time.perf_counter() - started):.0f} ms")
-
-
-async def throughput(sandbox, directory):
-    data = random.Random(0).randbytes(64 << 20)
-    source, back = directory / "source", directory / "back"
-    source.write_bytes(data)
-    started = time.perf_counter()
-    await sandbox.fs.copy_from_host(str(source), "/root/big")
-    written = time.perf_counter()
-    await sandbox.fs.copy_to_host("/root/big", str(back))
-    read = time.perf_counter()
-    assert back.read_bytes() == data, "64 MiB came back different"
-    report("64 MiB host to guest", f"{64 / (written - started):.0f} MiB/s")
-    report("64 MiB guest to host, byte-identical", f"{64 / (read - written):.0f} MiB/s")
-
-
-def memory():
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for supervisor in children:
-        if b"microsandbox.runtime" in Path(f"/proc/{supervisor}/cmdline").read_bytes():
-            resident = Path(f"/proc/{supervisor}/status").read_text().split("VmRSS:")[1].split()[0]
-            report("supervisor's resident memory", f"{int(resident) / 1024:.1f} MiB", "target below 25 MiB")
-            report("supervisor's proportional set", f"{proportional_set_size(supervisor) / 1024:.1f} MiB")
-            [machine] = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-            report("QEMU's proportional set", f"{proportional_set_size(machine) / 1024:.1f} MiB")
+SUBJECTS = {
+    "basics": "start of the command, image load, cold boot, exec, throughput, memory (the default)",
+    "start": "create + exec from a memory template against a cold boot",
+    "podman": "msb run against podman run",
+    "exec": "exec in a running sandbox against podman exec",
+    "idle": "memory and CPU of a sandbox that does nothing",
+    "many": "100 sandboxes at once (minutes)",
+    "rate": "creates per second for a minute, and what they leave behind",
+}
 
 
 def main():
-    if not DEMO.exists() or not shutil.which("umoci"):
-        sys.exit("run `make bench`: the demo image and the tools to compare with are needed")
-    start_up()
-    report("agentd's size", f"{agent_binary().stat().st_size / 1024:.0f} KiB", "below 400 KiB")
-    promise("jail: QEMU's first word inside, more than outside", jail_cost(), 15)
-    image_load()
-    kernels = Home.open().kernels.absolute()
-    with tempfile.TemporaryDirectory(prefix="msb-bench-") as home:
-        os.environ["MSB_HOME"] = home
-        (Path(home) / "kernels").symlink_to(kernels)
-        [image] = asyncio.run(Image.load(DEMO))
-        asyncio.run(cold_start(image))
-        asyncio.run(running(image, Path(home)))
-    if broken:
-        sys.exit(f"above what is promised: {', '.join(broken)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:<8} {what}" for name, what in SUBJECTS.items()),
+    )
+    parser.add_argument("subject", nargs="*", help="what to measure, in this order: see below")
+    chosen = parser.parse_args().subject or ["basics"]
+    if unknown := [name for name in chosen if name not in SUBJECTS]:
+        parser.error(f"no such subject: {', '.join(unknown)} (there are {', '.join(SUBJECTS)})")
+    subprocess.run(["uname", "-srm"], check=True)
+    print("\n| What | Figure | Promise |\n|---|---|---|", flush=True)
+    failed = [
+        name for name in chosen if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode
+    ]
+    if failed:
+        sys.exit(f"not as promised: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    subprocess.run(["uname", "-srm"], check=True)
     main()

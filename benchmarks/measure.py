@@ -1,8 +1,16 @@
-"""Timing: repeated, interleaved where two things are compared, reported as medians."""
+"""Timing and telling: repeated, interleaved where things are compared, reported as rows of one table."""
 
 import statistics
 import subprocess
+import sys
 import time
+from pathlib import Path
+
+_INSTALLED = Path(sys.executable).with_name("msb")
+#: The command as users start it; the module where only the sources are there.
+MSB = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "microsandbox.cli"]
+#: Digits after the point where one is not enough.
+_DIGITS = {"x": 2, "%": 2}
 
 
 def wall(command, **options):
@@ -22,22 +30,29 @@ def interleaved(runs, **subjects):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-#: What was measured above its promise.
+#: What was measured above its promise, or not as it should be.
 broken = []
 
 
-def promise(what, milliseconds, at_most):
+def promise(what, figure, at_most, unit="ms"):
     """Report a figure that has a limit."""
-    report(what, f"{milliseconds:.1f} ms", f"at most {at_most} ms")
-    if milliseconds > at_most:
+    report(what, f"{figure:.{_DIGITS.get(unit, 1)}f} {unit}", f"at most {at_most} {unit}")
+    if figure > at_most:
+        broken.append(what)
+
+
+def expect(what, found, expected):
+    """Report something that must be exactly so."""
+    report(what, str(found), str(expected))
+    if found != expected:
         broken.append(what)
 
 
 def report(what, figure, limit=""):
-    print(f"{what:<58} {figure:<28} {limit}", flush=True)
+    print(f"| {what:<58} | {figure:<28} | {limit} |", flush=True)
 
 
-def proportional_set_size(pid):
-    """KiB: what a process adds to the machine's memory, shared pages divided among their users."""
-    with open(f"/proc/{pid}/smaps_rollup") as rollup:
-        return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+def finish():
+    """The end of a subject: fails when a promise was broken."""
+    if broken:
+        sys.exit(f"not as promised: {', '.join(broken)}")

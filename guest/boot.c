@@ -323,6 +323,9 @@ static void resolve_user(struct agent *agent)
         boot_fail(agent, "other", 0, "timed out waiting for init ack");
     if (await_message(agent, MSG_INIT_ACK, MSG_INIT_ACK, &ack) != MSG_INIT_ACK)
         power_off(agent); /* the host is gone */
+    uint64_t now = boot_time_decode(&ack);
+    if (now != 0 && !set_clock(now)) /* that of the configuration may have waited for a machine to resume */
+        boot_fail(agent, "other", errno, "the clock cannot be set");
 }
 
 static void say_ready(struct agent *agent)

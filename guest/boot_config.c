@@ -229,3 +229,16 @@ const char *boot_root_decode(struct cbor *in, struct boot_root *root)
         cbor_fail(in, "root is missing");
     return in->bad;
 }
+
+uint64_t boot_time_decode(struct cbor *in)
+{
+    uint64_t time = 0;
+    struct cbor_level map = cbor_enter_map(in);
+    while (cbor_more(in, &map)) {
+        if (cbor_equal(cbor_text(in), "unix_time_nanos"))
+            time = cbor_uint(in);
+        else
+            cbor_skip(in);
+    }
+    return in->bad == NULL ? time : 0;
+}

@@ -45,4 +45,7 @@ const char *boot_config_decode(struct cbor *payload, struct boot_config *);
 /* The same for core.boot.root: { "root": ... } as in a configuration. */
 const char *boot_root_decode(struct cbor *payload, struct boot_root *);
 
+/* The unix_time_nanos of a message; 0 when there is none. */
+uint64_t boot_time_decode(struct cbor *payload);
+
 #endif

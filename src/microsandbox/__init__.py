@@ -72,10 +72,12 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.fs import FsReadStream, FsWriteSink, SandboxFsOps
     from microsandbox.sandbox.handle import SandboxHandle
     from microsandbox.sandbox.logs import LogStream
+    from microsandbox.sandbox.pool import SandboxPool
     from microsandbox.sandbox.pull_session import PullSession
     from microsandbox.sandbox.sandbox import Sandbox
     from microsandbox.sandbox.ssh import SandboxSshOps, SftpClient, SshClient, SshOutput, SshServer
     from microsandbox.snapshot.public import Snapshot, SnapshotHandle
+    from microsandbox.template.public import Template, TemplateInfo
     from microsandbox.types import (
         Action,
         DestGroup,
@@ -154,10 +156,12 @@ else:
             "sandbox.fs": "FsReadStream FsWriteSink SandboxFsOps",
             "sandbox.handle": "SandboxHandle",
             "sandbox.logs": "LogStream",
+            "sandbox.pool": "SandboxPool",
             "sandbox.pull_session": "PullSession",
             "sandbox.sandbox": "Sandbox",
             "sandbox.ssh": "SandboxSshOps SftpClient SshClient SshOutput SshServer",
             "snapshot.public": "Snapshot SnapshotHandle",
+            "template.public": "Template TemplateInfo",
             "types": (
                 "Action DestGroup Destination Direction DiskImageFormat ExecOutput ExitStatus FsEntry "
                 "FsEntryKind FsMetadata GiB HostPermissions ImageSource InitConfig LogEntry LogLevel "
@@ -264,6 +268,7 @@ __all__ = [
     "SandboxMetrics",
     "SandboxNotFoundError",
     "SandboxNotRunningError",
+    "SandboxPool",
     "SandboxSshOps",
     "SandboxStatus",
     "SandboxStillRunningError",
@@ -285,6 +290,8 @@ __all__ = [
     "StderrEvent",
     "Stdin",
     "StdoutEvent",
+    "Template",
+    "TemplateInfo",
     "TlsConfig",
     "TlsError",
     "UnsupportedOperationError",

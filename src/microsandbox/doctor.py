@@ -16,13 +16,16 @@ from pathlib import Path
 
 from microsandbox import tools
 from microsandbox.errors import MicrosandboxError, PrerequisiteError
+from microsandbox.sandbox.templates import templates_wanted
 from microsandbox.store.home import SOCKET_PATH_LIMIT, Home
+from microsandbox.template.shape import Shape
+from microsandbox.template.store import TemplateStore
 from microsandbox.tools import Tool
 from microsandbox.units import GIB, MIB, format_bytes
 from microsandbox.vmm.architecture import host_architecture
-from microsandbox.vmm.host import JailVerdict, accelerator_verdict, jail_verdict, kvm_missing
+from microsandbox.vmm.host import Host, JailVerdict, accelerator_verdict, jail_verdict, kvm_missing
 from microsandbox.vmm.installation import OLDEST_VERSION, find_installation
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import GuestKernel, installed_kernel, verify_kernel
 from microsandbox.vmm.machine import Accelerator, QemuInstallation
 
@@ -55,6 +58,7 @@ class Check:
 
 
 _SYS = Path("/proc/sys")
+_TEMPLATE = "memory template"
 
 
 def run_checks(home: Home) -> list[Check]:
@@ -79,10 +83,14 @@ def _all_checks(home: Home) -> Iterator[Check]:
         return
     jail, check = _jail(home, qemu)
     yield check
-    if jail is not None:
-        yield guarded(
-            "accelerator", "unset MSB_ACCEL", lambda: check_accelerator(home, qemu, kernel, jail.kind)
-        )
+    if jail is None:
+        return
+    check = guarded(
+        "accelerator", "unset MSB_ACCEL", lambda: check_accelerator(home, qemu, kernel, jail.kind)
+    )
+    yield check
+    if check.ok:
+        yield guarded(_TEMPLATE, "unset MSB_TEMPLATES", lambda: _template(home, qemu, kernel, jail))
 
 
 def guarded(name: str, fix: str | None, check: Callable[[], Check]) -> Check:
@@ -229,6 +237,26 @@ def check_accelerator(
     return Check("accelerator", Status.WARN, f"tcg (software emulation): {verdict.reason}", _enable_kvm())
 
 
+def check_template(home: Home, host: Host) -> Check:
+    """What sandboxes of the default shape start from; without it they boot. Raises InvalidConfigError."""
+    defaults = home.config.sandbox_defaults
+    shape = Shape(host, defaults.cpus, defaults.memory_mib)
+    name = f"{shape.cpus} CPU{'' if shape.cpus == 1 else 's'}, {shape.memory_mib} MiB"
+    store = TemplateStore(home)
+    found = store.peek(shape.key)
+    if found is not None:
+        if problems := store.verify(found):
+            text = "; ".join(problems)
+            return Check(_TEMPLATE, Status.WARN, text, f"msb template rm {found.key[:12]}; it is built again")
+        text = f"{name}: {format_bytes(found.disk_bytes)} at {found.directory}, checksums match"
+        return Check(_TEMPLATE, Status.OK, text)
+    if (reason := store.failure(shape.key)) is not None:
+        text = f"{name}: sandboxes boot, because the last build failed: {reason}"
+        return Check(_TEMPLATE, Status.WARN, text, "msb template build")
+    text = f"{name}: not built yet; the first sandbox boots and has it built, or msb doctor --fix"
+    return Check(_TEMPLATE, Status.OK, text, "msb doctor --fix")
+
+
 # checks that lead to what others need
 
 
@@ -279,6 +307,15 @@ def _jail(home: Home, qemu: QemuInstallation) -> tuple[JailVerdict | None, Check
     except (MicrosandboxError, OSError) as error:
         return None, Check("jail", Status.FAIL, str(error), _allow_namespaces())
     return jail, check_jail(jail)
+
+
+def _template(home: Home, qemu: QemuInstallation, kernel: GuestKernel | None, jail: JailVerdict) -> Check:
+    if not templates_wanted():
+        return Check(_TEMPLATE, Status.OK, "none is used: MSB_TEMPLATES=off")
+    if kernel is None:
+        return Check(_TEMPLATE, Status.OK, "not built yet: it takes the guest kernel", "msb doctor --fix")
+    accelerator = accelerator_verdict(home, qemu, kernel, jail.kind)
+    return check_template(home, Host(qemu, kernel, jail, accelerator))
 
 
 # what helps

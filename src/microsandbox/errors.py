@@ -6,7 +6,10 @@
     ├── SandboxNotRunningError
     ├── SandboxAlreadyExistsError
     ├── SandboxStillRunningError
+    ├── SandboxPausedError           a request to a sandbox that somebody has paused
     ├── BootError                    the virtual machine did not come up
+    ├── PoolTimeoutError             no sandbox of the pool was ready in time
+    ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
@@ -89,6 +92,12 @@ class SandboxStillRunningError(MicrosandboxError):
         super().__init__(f"sandbox still running: {detail}")
 
 
+class SandboxPausedError(MicrosandboxError):
+    """A command or a file operation was asked of a sandbox that somebody has paused: resume it first."""
+
+    code = "sandbox-paused"
+
+
 class BootError(MicrosandboxError):
     """The virtual machine did not come up.
 
@@ -104,6 +113,26 @@ class BootError(MicrosandboxError):
         self.message = message
         self.stage = stage
         self.errno = errno
+
+
+class PoolTimeoutError(MicrosandboxError):
+    """No sandbox of a pool was ready within ``timeout`` seconds."""
+
+    code = "pool-timeout"
+
+    def __init__(self, timeout: float, starting: int) -> None:
+        super().__init__(
+            f"no sandbox of the pool was ready within {timeout:g} s ({starting} starting); "
+            "wait longer, or make the pool larger"
+        )
+        self.timeout = timeout
+
+
+class PoolClosedError(MicrosandboxError):
+    code = "pool-closed"
+
+    def __init__(self) -> None:
+        super().__init__("the pool is closed; make a new SandboxPool")
 
 
 class AgentClientError(MicrosandboxError):

@@ -3,14 +3,27 @@
 import asyncio
 import sys
 
-from microsandbox import Sandbox
+from microsandbox import Sandbox, SandboxPool
 
 
 def say(word):
     print(word, flush=True)
 
 
+async def keep_a_pool(name, image):
+    pool = SandboxPool(2, name_prefix=name, image=image)
+    await pool.start()
+    say("create")
+    async with asyncio.timeout(60):
+        while pool.ready < 2:
+            await asyncio.sleep(0.01)
+    say("pool")
+    await asyncio.sleep(1000)
+
+
 async def main(name, image, step):
+    if step == "pool":
+        await keep_a_pool(name, image)
     say("create")
     sandbox = await Sandbox.create(name, image=image, detached=step == "detached")
     if step == "exec":
@@ -22,6 +35,9 @@ async def main(name, image, step):
         await sandbox.shell("trap '' TERM; sleep 1000 >/dev/null 2>&1 &")
         say("stop")
         await sandbox.stop()
+    if step == "pause":
+        await sandbox.fs.write("/root/kept", b"kept")
+        await sandbox.pause()
     if step == "detached":
         await sandbox.detach()
     say(step)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microsandbox import Sandbox
+from microsandbox import Sandbox, SandboxNotRunningError
 from microsandbox.errors import AgentClientError, MicrosandboxError
 from tests import audit
 
@@ -44,6 +44,22 @@ async def test_owner_killed_during_create(busybox, name, session_home, delay):
     assert rows.get(name, "gone") in ("gone", "stopped", "crashed")
     if name in rows:
         await Sandbox.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("step", "delay"), [("create", 0.0), ("create", 0.4), ("create", 1.2), ("pool", 0.0)]
+)
+async def test_owner_of_a_pool_killed_while_it_is_filled_and_when_it_is_full(
+    busybox, name, session_home, step, delay
+):
+    owner = start_owner(name, busybox, "pool", until=step)
+    time.sleep(delay)
+    end(owner)
+    audit.wait_clean(session_home, within=5)
+    left = [one for one in await Sandbox.list() if one.name.startswith(f"{name}-")]
+    assert {one.status for one in left} <= {"stopped", "crashed"}, "a row is all that may be left"
+    for one in left:
+        await one.remove()
 
 
 @pytest.mark.parametrize("step", ["exec", "stop"])
@@ -91,6 +107,33 @@ async def test_supervisor_killed_takes_the_machine_along_and_its_row_is_found_st
     assert (await sandbox.exec("true")).success, "a crashed sandbox starts again"
     await sandbox.stop()
     await Sandbox.remove(name)
+
+
+async def test_owner_killed_while_its_sandbox_is_paused(busybox, name, session_home):
+    owner = start_owner(name, busybox, "pause", until="pause")
+    end(owner)
+    audit.wait_clean(session_home, within=9)
+    assert (await Sandbox.get(name)).status == "stopped"
+    async with await Sandbox.start(name) as sandbox:
+        assert await sandbox.fs.read("/root/kept") == b"kept", "its guest was let go on, to flush its disks"
+
+
+async def test_supervisor_killed_while_its_sandbox_is_paused(busybox, name, session_home):
+    sandbox = await Sandbox.create(name, image=busybox, detached=True)
+    await sandbox.pause()
+    await sandbox.detach()
+    [supervisor] = audit.supervisors(session_home)
+    machines = audit.children_of(supervisor)
+    os.kill(supervisor, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while audit.machines() & set(machines):
+        assert time.monotonic() < deadline, "QEMU outlived its supervisor"
+    handle = await Sandbox.get(name)
+    assert handle.status == "crashed"
+    with pytest.raises(SandboxNotRunningError, match="status is Crashed"):
+        await handle.resume()
+    async with await Sandbox.start(name) as sandbox:
+        assert (await sandbox.exec("true")).success, "a crashed sandbox starts again"
 
 
 async def test_the_machine_killed_ends_the_sandbox_as_crashed(busybox, name, session_home):

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from microsandbox.errors import ImageError, ImagePullFailedError
-from microsandbox.image.prune import Pruner
 from tests.unit.image.image_building import (
     OTHER_ARCHITECTURE,
     Built,
@@ -171,7 +170,7 @@ async def test_a_prune_in_the_middle_makes_the_pull_start_over(registry, store, 
 
     def prune(event):
         if event.event_type == "stitch_writing_vmdk" and not pruned:
-            pruned.append(Pruner(store._blobs, store._catalog, store._database).prune())
+            pruned.append(store._pruner.prune())
 
     stored = await store.pull(registry.serve(TWO, "team/two"), progress=prune)
     assert pruned[0].manifests == 1 and pruned[0].layers == 2

@@ -10,10 +10,13 @@ from microsandbox.doctor import Check, Status
 from microsandbox.errors import KernelError
 from microsandbox.store.config import Config
 from microsandbox.store.database import Database
+from microsandbox.store.files import partial_path
 from microsandbox.store.home import Home
+from microsandbox.template.shape import Shape
+from microsandbox.template.store import Description, TemplateStore
 from microsandbox.tools import Tool
-from microsandbox.vmm.host import JailVerdict
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.host import JailVerdict, examine_host
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import prepare_kernel
 from tests.unit.vmm.kernels import AGENT, write_kernel
 
@@ -40,7 +43,7 @@ def test_everything_is_looked_at_and_a_failure_comes_with_its_remedy(home):
     checks = by_name(doctor.run_checks(home))
     expected = {
         "Python", "architecture", "home", "free space", "socket path", "catalogue", "sqfstar", "mke2fs",
-        "guest agent", "QEMU", "guest kernel", "jail", "accelerator",
+        "guest agent", "QEMU", "guest kernel", "jail", "accelerator", "memory template",
     }  # fmt: skip
     assert set(checks) == expected
     assert {name for name, check in checks.items() if not check.ok and not check.fix} == set()
@@ -237,6 +240,71 @@ def test_the_setting_that_forbids_namespaces_is_named(tmp_path, monkeypatch, set
     path.write_text(f"{value}\n")
     monkeypatch.setattr(doctor, "_SYS", tmp_path)
     assert doctor.check_jail(JailVerdict(JailKind.LANDLOCK, "refused")).fix == command
+
+
+@pytest.fixture
+def templates(home, monkeypatch, tmp_path):
+    """The store of templates of a host that is ready, and the key of its default shape."""
+    monkeypatch.setenv("MSB_ACCEL", "tcg")
+    monkeypatch.setenv("MSB_KERNEL", str(write_kernel(tmp_path / "installed")))
+    host = examine_host(home, prepare_kernel(home))
+    store = TemplateStore(home)
+    store.root.mkdir()
+    return store, Shape(host, 1, 512).key
+
+
+def template_check(home):
+    return by_name(doctor.run_checks(home))["memory template"]
+
+
+def test_a_missing_template_is_a_note(home, templates):
+    check = template_check(home)
+    assert (check.status, check.fix) == (Status.OK, "msb doctor --fix")
+    assert check.found.startswith("1 CPU, 512 MiB: not built yet; ")
+    assert list(templates[0].root.iterdir()) == [], "looking makes nothing"
+
+
+def test_a_template_that_cannot_be_built_is_a_warning_with_the_reason(home, templates):
+    store, key = templates
+    store.record_failure(key, "the disk is full")
+    check = template_check(home)
+    assert (check.status, check.fix) == (Status.WARN, "msb template build")
+    assert check.found.endswith("because the last build failed: the disk is full")
+
+
+def test_a_template_is_checked_bit_by_bit(home, templates):
+    store, key = templates
+    partial = partial_path(store.root / key)
+    partial.mkdir()
+    (partial / "ram").write_bytes(b"x" * 8192)
+    template = store.publish(partial, key, Description("tcg", 1, 512, "6.1", "7.2"))
+    check = template_check(home)
+    assert check.status is Status.OK
+    assert check.found.startswith("1 CPU, 512 MiB: ") and check.found.endswith("checksums match")
+    before = template.ram.stat()
+    template.ram.chmod(0o600)
+    template.ram.write_bytes(b"y" * 8192)
+    os.utime(template.ram, ns=(before.st_atime_ns, before.st_mtime_ns))
+    check = template_check(home)
+    assert check.status is Status.WARN
+    assert (check.found, check.fix.split(";")[0]) == (
+        f"{template.ram} is not what was written",
+        f"msb template rm {key[:12]}",
+    )
+    assert template.ram.exists(), "looking removes nothing"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "found"),
+    [
+        ("off", Status.OK, "none is used: MSB_TEMPLATES=off"),
+        ("maybe", Status.FAIL, "invalid config: MSB_TEMPLATES must be auto or off, got 'maybe'"),
+    ],
+)
+def test_templates_can_be_done_without(home, monkeypatch, wanted, status, found):
+    monkeypatch.setenv("MSB_TEMPLATES", wanted)
+    check = template_check(home)
+    assert (check.status, check.found) == (status, found)
 
 
 def test_a_check_that_raises_is_a_failure_of_its_own():

@@ -21,11 +21,13 @@ from microsandbox.agent.protocol import (
     Message,
     MessageType,
     ProtocolError,
+    Refusal,
     decode,
     decode_envelope,
     encode,
+    text,
 )
-from microsandbox.errors import AgentClientError
+from microsandbox.errors import AgentClientError, SandboxPausedError
 
 DEFAULT_TIMEOUT = 10.0
 #: Undelivered bytes of one session: above the first the guest is asked to pause it, below the second it
@@ -66,12 +68,18 @@ class Session:
         return frame
 
     async def next_message(self) -> Message | None:
-        """As next_frame(), decoded. What cannot be understood is skipped: newer peers may add types."""
+        """As next_frame(), decoded. What cannot be understood is skipped: newer peers may add types.
+
+        Raises SandboxPausedError when the relay refused the session for that reason.
+        """
         while (frame := await self.next_frame()) is not None:
             try:
-                return decode(frame.body)
+                message = decode(frame.body)
             except ProtocolError:
                 continue
+            if message.kind is MessageType.ERROR and message.payload.get("kind") == Refusal.PAUSED:
+                raise SandboxPausedError(text(message.payload, "message") or "the sandbox is paused")
+            return message
         return None
 
     async def send(self, kind: MessageType, payload: Mapping[str, Any] | None = None) -> None:
@@ -162,7 +170,8 @@ class Connection(asyncio.Protocol):
         except OSError as error:
             raise AgentClientError(f"connect {path}: {error.strerror} (os error {error.errno})") from error
         try:
-            await asyncio.wait_for(asyncio.shield(connection._ready), timeout)
+            async with asyncio.timeout(timeout):  # wait_for() of Python 3.11 may swallow a cancellation
+                await asyncio.shield(connection._ready)
         except TimeoutError:
             transport.abort()
             detail = "read ready frame: timed out before relay sent frame"

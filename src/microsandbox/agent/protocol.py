@@ -4,8 +4,9 @@
     body     CBOR map {"v": generation, "t": type, "p": CBOR of the payload as a byte string}
 
 It is the protocol of microsandbox 0.5.6, so its clients can talk to our relay. Ours on top: the
-``core.boot.*`` messages, which only the supervisor and the agent exchange before ``core.ready``, and
-``core.flow``, which an agent that lists the feature ``flow`` in ``core.ready`` understands.
+``core.boot.*`` messages, which only the supervisor and the agent exchange before ``core.ready``;
+``core.flow``, which an agent that lists the feature ``flow`` in ``core.ready`` understands; and
+``core.machine.*``, which clients and the relay exchange about the machine, past the agent.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class MessageType(StrEnum):
     CLOCK_SYNC = "core.clock.sync"
     ERROR = "core.error"
     FLOW = "core.flow"
+    MACHINE_PAUSE = "core.machine.pause"
+    MACHINE_RESUME = "core.machine.resume"
+    MACHINE_STATE = "core.machine.state"
     BOOT_HELLO = "core.boot.hello"
     BOOT_ROOT = "core.boot.root"
     BOOT_CONFIG = "core.boot.config"
@@ -75,6 +79,9 @@ class MessageType(StrEnum):
 _FLAGS = {
     MessageType.SHUTDOWN: Flag.SHUTDOWN,
     MessageType.ERROR: Flag.TERMINAL,
+    MessageType.MACHINE_PAUSE: Flag.SESSION_START,
+    MessageType.MACHINE_RESUME: Flag.SESSION_START,
+    MessageType.MACHINE_STATE: Flag.TERMINAL,
     MessageType.EXEC_REQUEST: Flag.SESSION_START,
     MessageType.EXEC_EXITED: Flag.TERMINAL,
     MessageType.EXEC_FAILED: Flag.TERMINAL,
@@ -85,8 +92,11 @@ _FLAGS = {
     MessageType.TCP_FAILED: Flag.TERMINAL,
 }
 
+#: Requests to the relay: answered with ``core.machine.state`` or ``core.error``, unknown to the agent.
+MACHINE_REQUESTS = frozenset({MessageType.MACHINE_PAUSE, MessageType.MACHINE_RESUME})
+
 #: What a relay client may send; everything else is the relay's own business with the agent.
-CLIENT_TYPES = frozenset(
+CLIENT_TYPES = MACHINE_REQUESTS | frozenset(
     {
         MessageType.SHUTDOWN,
         MessageType.FLOW,
@@ -102,6 +112,13 @@ CLIENT_TYPES = frozenset(
         MessageType.TCP_CLOSE,
     }
 )
+
+
+class Refusal(StrEnum):
+    """The kinds of ``core.error`` that a client acts on; the relay has others, and so has the agent."""
+
+    PAUSED = "sandbox_paused"
+    NOT_RUNNING = "sandbox_not_running"
 
 
 def flags_of(kind: MessageType) -> Flag:

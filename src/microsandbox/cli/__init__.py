@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _open_standard_descriptors()
         _name_ourselves()
-        code = _run(words)
+        code = _run(words, dedicated=argv is None)
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
@@ -45,7 +45,7 @@ def _report(error: Exception, words: Sequence[str]) -> int:
     return code
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], *, dedicated: bool) -> int:
     if words and words[0] in ("-V", "--version"):
         from microsandbox.version import VERSION
 
@@ -53,7 +53,7 @@ def _run(words: Sequence[str]) -> int:
         return 0
     from microsandbox.cli.dispatch import dispatch
 
-    return dispatch(words)
+    return dispatch(words, dedicated=dedicated)
 
 
 def _open_standard_descriptors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from microsandbox.cli import output
 from microsandbox.cli.interrupts import Signals
 from microsandbox.cli.pull_display import PullDisplay
 from microsandbox.cli.spinner import spinner
-from microsandbox.errors import ImageError, ImageNotFoundError, MicrosandboxError
+from microsandbox.errors import ImageError, ImageNotFoundError, MicrosandboxError, SandboxPausedError
 from microsandbox.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -25,21 +26,27 @@ class Held:
     started_here: bool
     throw_away: bool = False
 
-    async def release(self, signals: Signals) -> None:
+    async def release(self, signals: Signals, mark: Callable[[str], None] = lambda _: None) -> None:
         """Stop it if it was started here, remove it if it has no name. A second signal kills it.
 
-        A failure is said, not raised: it must not take the place of how the command ended.
+        A failure is said, not raised: it must not take the place of how the command ended. ``mark`` is told
+        what was done.
         """
         if not self.started_here:
             await self.sandbox.detach()
             return
         try:
-            await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
+            if self.throw_away:  # nobody will see what a flush would save
+                await self.sandbox.kill()
+            else:
+                await signals.hurry(self.sandbox.stop(), self.sandbox.kill)
+            mark("sandbox stopped")
         except MicrosandboxError as error:
             output.error(str(error))
         if self.throw_away:
             try:
                 await Sandbox.remove(self.name)
+                mark("sandbox removed")
             except (MicrosandboxError, OSError) as error:
                 output.error(str(error))
 
@@ -49,13 +56,24 @@ async def take(name: str, *, quiet: bool, detached: bool = False) -> Held:
     handle = await Sandbox.get(name)
     if handle.status in ("running", "draining"):
         return Held(await handle.connect(), name, started_here=False)
-    if handle.status not in ("stopped", "crashed"):
-        raise MicrosandboxError(
-            f"sandbox '{name}' is in state {handle.status.capitalize()} and cannot be started"
-        )
+    if handle.status == "paused":
+        return Held(await _wake(handle), name, started_here=False)
     await ensure_image(handle, quiet=quiet)
     async with spinner("Starting", name, quiet=quiet):
         return Held(await handle.start(detached=detached), name, started_here=True)
+
+
+async def _wake(handle: SandboxHandle) -> Sandbox:
+    """Connect to a paused one if it goes on by itself, as one does that was paused because it was idle."""
+    sandbox = await handle.connect()
+    try:
+        await sandbox.fs.exists("/")
+    except SandboxPausedError as error:
+        await sandbox.detach()
+        raise MicrosandboxError(
+            f"sandbox '{handle.name}' is in state Paused and cannot be started"
+        ) from error
+    return sandbox
 
 
 async def ensure_image(handle: SandboxHandle, *, quiet: bool = True) -> None:

@@ -76,6 +76,42 @@ _IMAGE = Command(
     ),
 )
 
+_TEMPLATE = Command(
+    "template",
+    "Manage memory templates",
+    heading=_OTHER,
+    subcommands=(
+        Command(
+            "list",
+            "List memory templates",
+            "templates:list_templates",
+            aliases=("ls",),
+            options=(_FORMAT, Option("quiet", "q", help="Print ids only")),
+        ),
+        Command(
+            "build",
+            "Build what sandboxes start from",
+            "templates:build",
+            arguments=(Argument("IMAGE", Arity.OPTIONAL, "Image to have mounted"),),
+            options=(
+                Option("cpus", "c", "N", "Virtual CPUs", convert=values.count),
+                Option("memory", "m", "SIZE", "Memory, e.g. 512M or 1G", convert=values.size),
+                _FORMAT,
+                _QUIET,
+            ),
+        ),
+        Command(
+            "remove",
+            "Remove memory templates",
+            "templates:remove",
+            aliases=("rm",),
+            arguments=(Argument("ID", Arity.MANY, "Templates: ids, or how they start"),),
+            options=(Option("all", help="Remove every template"), _QUIET),
+            exclusive=(("id", "all"),),
+        ),
+    ),
+)
+
 _LATER_COMMANDS = (
     ("metrics", ()), ("copy", ("cp",)), ("logs", ()), ("ssh", ()), ("save", ()), ("registry", ()),
     ("volume", ("vol",)), ("snapshot", ("snap",)), ("install", ()), ("uninstall", ()), ("self", ()),
@@ -96,6 +132,7 @@ ROOT = Command(
                 _TTY,
                 _TIMEOUT,
                 _RLIMIT,
+                Option("timings", help="Show afterwards where the time went"),
                 *IDENTITY,
                 *CREATION,
                 later("snapshot", None, "PATH_OR_NAME"),
@@ -106,6 +143,7 @@ ROOT = Command(
                 ("detach", "tty"),
                 ("detach", "timeout"),
                 ("detach", "rlimit"),
+                ("detach", "timings"),
                 ("detach", "detach_keys"),
             ),
         ),
@@ -137,6 +175,22 @@ ROOT = Command(
                 Option("timeout", "t", "SECONDS", "Kill after that many seconds", convert=values.seconds),
                 _QUIET,
             ),
+        ),
+        Command(
+            "pause",
+            "Pause running sandboxes",
+            "lifecycle:pause",
+            _SANDBOXES,
+            arguments=_NAMES,
+            options=(_LABEL, _QUIET),
+        ),
+        Command(
+            "resume",
+            "Resume paused sandboxes",
+            "lifecycle:resume",
+            _SANDBOXES,
+            arguments=_NAMES,
+            options=(_LABEL, _QUIET),
         ),
         Command(
             "list",
@@ -201,13 +255,14 @@ ROOT = Command(
         _IMAGE,
         _PULL,
         _LOAD,
+        _TEMPLATE,
         Command(
             "doctor",
             "Check what this host can do",
             "doctor:doctor",
             _OTHER,
             options=(
-                Option("fix", help="Prepare what can be prepared: the guest kernel"),
+                Option("fix", help="Prepare what can be prepared: guest kernel, template"),
                 _FORMAT,
                 Option("quiet", "q", help="Show only what is missing"),
             ),

@@ -39,6 +39,7 @@ _PLAIN = {
     "log_level": "log_level",
     "max_duration": "max_duration",
     "idle_timeout": "idle_timeout",
+    "pause_after": "pause_after",
     "replace_with_timeout": "replace_with_timeout",
 }
 

@@ -22,15 +22,18 @@ _LOGGING = {
 }
 
 
-def dispatch(words: Sequence[str]) -> int:
-    """Run one command line. Raises what the command raises, but not UsageError."""
+def dispatch(words: Sequence[str], *, dedicated: bool = False) -> int:
+    """Run one command line. Raises what the command raises, but not UsageError.
+
+    ``dedicated``: this process runs nothing else, and may be forked.
+    """
     try:
-        return _dispatch(words)
+        return _dispatch(words, dedicated=dedicated)
     except UsageError as error:
         return _refuse(error)
 
 
-def _dispatch(words: Sequence[str]) -> int:
+def _dispatch(words: Sequence[str], *, dedicated: bool) -> int:
     ours = words[: words.index("--")] if "--" in words else words
     if "--tree" in ours:
         from microsandbox.cli.help import tree
@@ -52,6 +55,10 @@ def _dispatch(words: Sequence[str]) -> int:
         logging.basicConfig(
             level=_LOGGING[invocation.log_level], format="%(levelname)s %(name)s: %(message)s"
         )
+    if dedicated and located.command.name == "run" and not invocation["detach"]:
+        from microsandbox.runtime import standby
+
+        standby.prepare()  # before the imports, which take it as long as us
     return _handler(located.command)(invocation)
 
 
@@ -76,10 +83,9 @@ def _show(located: Located) -> int:
 
 def _become_runtime(words: Sequence[str]) -> int:
     """``msb sandbox``: the process that owns one sandbox's machine. Its log level comes with its plan."""
-    from microsandbox.runtime.__main__ import main as runtime
+    from microsandbox.runtime.program import run as become_supervisor
 
-    sys.argv[1:] = [word for word in words if word.removeprefix("--") not in _LOGGING]
-    return runtime()
+    return become_supervisor([word for word in words if word.removeprefix("--") not in _LOGGING])
 
 
 def _handler(command: Command) -> Callable[[Invocation], int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from microsandbox.cli import output
 from microsandbox.cli.failures import FAILURE
 from microsandbox.cli.model import Invocation
 from microsandbox.doctor import Check, Status, run_checks
+from microsandbox.errors import MicrosandboxError
 from microsandbox.store.home import Home
 
 _MARKS = {
@@ -39,13 +41,20 @@ def doctor(invocation: Invocation) -> int:
 
 
 def _prepare(home: Home, *, quiet: bool) -> None:
-    """Do what can be done from here without privileges: prepare the guest kernel."""
+    """Do what can be done from here without privileges: guest kernel, template of the default shape."""
+    import asyncio
+
+    from microsandbox.sandbox.templates import templates_wanted
+    from microsandbox.template.public import Template
     from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
     if installed_kernel(home) is None:
         prepare_kernel(
             home, progress=None if quiet else lambda what: print(f"kernel: {what}", file=sys.stderr)
         )
+    with suppress(MicrosandboxError):  # the checks say what is wrong
+        if templates_wanted():
+            asyncio.run(Template.build())
 
 
 def _show(check: Check, width: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,21 @@ INTERRUPT_GRACE = 10.0
 #: Seconds a killed command has to report its end.
 _KILL_GRACE = 5.0
 _CTRL_D = b"\x04"
+_OUTPUT = (MessageType.EXEC_STDOUT, MessageType.EXEC_STDERR)
 
 
 @dataclass(frozen=True)
 class GuestCommand:
-    """What to run, and how. ``timeout`` is in seconds; ``options`` are keywords of ``exec_stream``."""
+    """What to run, and how. ``timeout`` is in seconds; ``options`` are keywords of ``exec_stream``.
+
+    ``mark`` is told when the first output has come, and when the command has ended.
+    """
 
     argv: tuple[str, ...]
     tty: bool = False
     timeout: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    mark: Callable[[str], None] = lambda _: None
 
 
 def resolve_command(
@@ -150,8 +155,12 @@ class _Running:
     async def _forward_output(self) -> int:
         # Not the handle's public events: the one for a failed start does not carry the kind of failure.
         session = self._handle._session
+        silent = True
         try:
             while (message := await session.next_message()) is not None:
+                if silent and message.kind in _OUTPUT:
+                    silent = False
+                    self._command.mark("command's first output")
                 match message.kind:
                     case MessageType.EXEC_STDOUT:
                         await self._stdout.write(binary(message.payload, "data"))
@@ -160,6 +169,7 @@ class _Running:
                     case MessageType.EXEC_STDIN_ERROR if self._input is not None:
                         self._input.cancel()
                     case MessageType.EXEC_EXITED:
+                        self._command.mark("command ended")
                         return _exit_code(message)
                     case MessageType.EXEC_FAILED | MessageType.ERROR:
                         raise GuestCommandError(self._command.argv[0], self._name, exec_failure(message))

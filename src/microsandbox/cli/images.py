@@ -118,7 +118,7 @@ async def _list(invocation: Invocation) -> int:
         cells = [
             (
                 output.printable(image.reference),
-                _short(image.manifest_digest),
+                short_digest(image.manifest_digest),
                 "-" if image.size_bytes is None else format_bytes(image.size_bytes),
                 output.local_time(_seconds(image.created_at)),
             )
@@ -259,7 +259,7 @@ def _detail_lines(detail: ImageDetail) -> list[str]:
     lines.append(output.section("Layers"))
     for layer in detail.layers:
         amount = "-" if layer.compressed_size_bytes is None else format_bytes(layer.compressed_size_bytes)
-        lines.append(output.indented(str(layer.position + 1), f"{_short(layer.diff_id)}  {amount}"))
+        lines.append(output.indented(str(layer.position + 1), f"{short_digest(layer.diff_id)}  {amount}"))
     return lines
 
 
@@ -268,7 +268,8 @@ def _pair(entry: str) -> tuple[str, str]:
     return key, value
 
 
-def _short(digest: str | None) -> str:
+def short_digest(digest: str | None) -> str:
+    """As in tables: ``sha256:`` and the first digits, or ``-``."""
     if digest is None:
         return "-"
     algorithm, _, value = digest.partition(":")

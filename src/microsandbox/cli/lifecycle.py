@@ -1,4 +1,4 @@
-"""``start``, ``stop`` and ``remove``: the same done to each sandbox that is named or carries the labels."""
+"""From ``start`` to ``remove``: the same done to each sandbox that is named or carries the labels."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ def stop(invocation: Invocation) -> int:
             await handle.stop(invocation["timeout"])
 
     return _each(invocation, "Stopping", "Stopped", act)
+
+
+def pause(invocation: Invocation) -> int:
+    async def act(name: str) -> None:
+        await (await Sandbox.get(name)).pause()
+
+    return _each(invocation, "Pausing", "Paused", act)
+
+
+def resume(invocation: Invocation) -> int:
+    async def act(name: str) -> None:
+        await (await Sandbox.get(name)).resume()
+
+    return _each(invocation, "Resuming", "Resumed", act)
 
 
 def remove(invocation: Invocation) -> int:

@@ -19,14 +19,14 @@ from microsandbox.store.sandboxes import SandboxRow, Status
 from microsandbox.units import MIB, format_bytes
 
 _IMAGE_WIDTH, _COMMAND_WIDTH, _PORTS_WIDTH = 36, 40, 32
-_ALIVE = (Status.RUNNING, Status.DRAINING)
+_RUNNING = (Status.RUNNING, Status.DRAINING)
 _REDACTED = "[redacted]"
 
 
 def list_sandboxes(invocation: Invocation) -> int:
     rows = Context.current().sandboxes.list(dict(invocation["label"]))
     if invocation["running"]:
-        rows = [row for row in rows if row.status in _ALIVE]
+        rows = [row for row in rows if row.status in _RUNNING]
     elif invocation["stopped"]:
         rows = [row for row in rows if row.status.terminal]
     if invocation["format"]:
@@ -57,7 +57,7 @@ def status(invocation: Invocation) -> int:
     else:
         rows = sorted(catalog.list(dict(invocation["label"])), key=lambda row: row.name)
         if not invocation["all"]:
-            rows = [row for row in rows if row.status in _ALIVE]
+            rows = [row for row in rows if not row.status.terminal]
     if invocation["format"]:
         found = [_activity(row) for row in rows]
         output.write_json(found if name is None else found[0])

@@ -76,15 +76,16 @@ def write_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; nothing at all without rows."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, stream: TextIO | None = None) -> str:
+    """Columns as wide as their widest cell; nothing without rows. For ``stream``, else standard output."""
     if not rows:
         return ""
     widths = [
         max(_width(header), *(_width(row[column]) for row in rows)) + _GAP
         for column, header in enumerate(headers)
     ]
-    header = _line([styled(name.upper(), BOLD, CYAN, stream=sys.stdout) for name in headers], widths)
+    stream = sys.stdout if stream is None else stream
+    header = _line([styled(name.upper(), BOLD, CYAN, stream=stream) for name in headers], widths)
     return "".join(f"{line}\n" for line in (header, *(_line(row, widths) for row in rows)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from microsandbox.cli import output, terminal
@@ -11,6 +12,7 @@ from microsandbox.cli.creation import Creation, create, creation_options_given
 from microsandbox.cli.guest_command import GuestCommand, resolve_command, run_guest_command
 from microsandbox.cli.interrupts import Signals, run_interruptible
 from microsandbox.cli.model import Invocation, UsageError
+from microsandbox.cli.timings import Timings
 from microsandbox.errors import SandboxNotFoundError
 from microsandbox.sandbox.sandbox import Sandbox
 
@@ -25,11 +27,17 @@ def run(invocation: Invocation) -> int:
 
 
 async def _run(invocation: Invocation, creation: Creation, signals: Signals) -> int:
+    timings = Timings()
     held = await signals.guard(_acquire(invocation, creation))
+    timings.mark("connected")
     try:
-        return await run_in(held, invocation, signals)
+        return await run_in(held, invocation, signals, timings.mark)
     finally:
-        await held.release(signals)
+        if invocation["timings"]:
+            timings.take(held)
+        await held.release(signals, timings.mark)
+        if invocation["timings"]:
+            timings.show()
 
 
 async def _acquire(invocation: Invocation, creation: Creation) -> Held:
@@ -58,7 +66,9 @@ async def _start_detached(invocation: Invocation, creation: Creation) -> int:
     return 0
 
 
-async def run_in(held: Held, invocation: Invocation, signals: Signals) -> int:
+async def run_in(
+    held: Held, invocation: Invocation, signals: Signals, mark: Callable[[str], None] = lambda _: None
+) -> int:
     """Run the invocation's command in a connected sandbox, for `run` and `exec`."""
     signals.check()
     interactive = terminal.stdin_is_terminal()
@@ -68,7 +78,7 @@ async def run_in(held: Held, invocation: Invocation, signals: Signals) -> int:
         output.warn("no command provided and stdin is not a terminal")
         return 0
     tty = invocation["tty"] or (interactive and not invocation.guest_command)
-    command = GuestCommand(argv, tty, invocation["timeout"], _exec_options(invocation))
+    command = GuestCommand(argv, tty, invocation["timeout"], _exec_options(invocation), mark)
     return await run_guest_command(held.sandbox, held.name, command, signals)
 
 

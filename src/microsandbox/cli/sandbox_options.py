@@ -77,6 +77,9 @@ CREATION = (
     Option(
         "idle-timeout", None, "DURATION", "Stop after so long without activity", convert=values.whole_seconds
     ),
+    Option(
+        "pause-after", None, "DURATION", "Pause while so long without activity", convert=values.whole_seconds
+    ),
     Option("no-net", help="No network"),
     later("volume", "v", "SPEC"),
     later("mount-dir", None, "SPEC"),

@@ -1,7 +1,8 @@
 """Deleting images and what nothing needs any more.
 
 Rows and files go in one write transaction of the catalogue, which is also where images are published: a
-pull that meanwhile counted on a file finds it gone before it is recorded, and makes it again.
+pull that meanwhile counted on a file finds it gone before it is recorded, and makes it again. With an image
+go the memory templates that have it mounted: the file that takes its place one day is another one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from microsandbox.image.digests import is_digest
 from microsandbox.image.reference import Reference
 from microsandbox.store.database import Database
 from microsandbox.store.files import FileLock, remove_tree
+from microsandbox.template.store import TemplateStore
 
 #: Files that no row knows are leftovers of a crash, or about to be published; after this many seconds the
 #: former.
@@ -41,6 +43,7 @@ class Pruner:
     blobs: BlobStore
     catalog: ImageCatalog
     database: Database
+    templates: TemplateStore
 
     def remove(self, reference: Reference, *, force: bool) -> None:
         """Remove a reference and what only it needed. Raises ImageNotFoundError, ImageInUseError."""
@@ -65,6 +68,7 @@ class Pruner:
             path = self.blobs.rootfs(digest)
             rootfs += path.exists()
             freed += _unlink(path)
+            freed += self.templates.discard_image(digest)
         for digest in unused.documents:
             if digest not in needed:
                 freed += _unlink(self.blobs.blob(digest))

@@ -24,7 +24,7 @@ from microsandbox.store.database import Database
 from microsandbox.store.home import Home
 
 if TYPE_CHECKING:
-    from microsandbox.image.prune import PruneReport
+    from microsandbox.image.prune import Pruner, PruneReport
     from microsandbox.image.pull import Puller
     from microsandbox.image.registry import RetryPolicy
 
@@ -156,16 +156,18 @@ class ImageStore:
         Raises ImageNotFoundError; ImageInUseError while a sandbox uses the image. With ``force`` the
         reference goes all the same and the sandboxes keep their disk.
         """
-        from microsandbox.image.prune import Pruner
-
-        pruner = Pruner(self._blobs, self._catalog, self._database)
-        await asyncio.to_thread(pruner.remove, _known(reference), force=force)
+        await asyncio.to_thread(self._pruner.remove, _known(reference), force=force)
 
     async def prune(self) -> PruneReport:
         """Remove every image that no sandbox uses, and what crashed pulls and loads left behind."""
-        from microsandbox.image.prune import Pruner
+        return await asyncio.to_thread(self._pruner.prune)
 
-        return await asyncio.to_thread(Pruner(self._blobs, self._catalog, self._database).prune)
+    @property
+    def _pruner(self) -> Pruner:
+        from microsandbox.image.prune import Pruner
+        from microsandbox.template.store import TemplateStore
+
+        return Pruner(self._blobs, self._catalog, self._database, TemplateStore(self._home))
 
     @cached_property
     def _puller(self) -> Puller:

@@ -47,6 +47,9 @@ class BootFailure(Exception):
     stage: str = "other"
     errno: int | None = None
 
+    def __str__(self) -> str:
+        return self.message
+
     def save(self, path: Path) -> None:
         document = {
             "t": time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()),
@@ -107,7 +110,7 @@ class Handshake:
     async def resolved(self) -> None:
         """Wait for the root to be mounted and the names to be set."""
         await self._expect(MessageType.INIT_RESOLVED)
-        self._guest.send_message(MessageType.INIT_ACK, {})
+        self._guest.send_message(MessageType.INIT_ACK, {"unix_time_nanos": time.time_ns()})
 
     async def ready(self) -> Frame:
         """The ``core.ready`` frame."""
@@ -119,7 +122,7 @@ class Handshake:
 
 async def bring_up(
     guest: GuestLink,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
     mark: Callable[[str], None] = lambda _: None,
     *,
     resumed: bool = False,
@@ -127,7 +130,8 @@ async def bring_up(
 ) -> Frame:
     """Run the handshake and return the ``core.ready`` frame. Raises BootFailure.
 
-    ``resumed`` guests have said hello already. ``mark`` is told each stage that was reached.
+    ``resumed`` guests have said hello already; without a ``config`` they have been told theirs, too.
+    ``mark`` is told each stage that was reached.
     """
     handshake = Handshake(guest)
     stage = BootStage.KERNEL
@@ -137,7 +141,8 @@ async def bring_up(
                 await handshake.hello()
                 mark("agent's hello")
             stage = BootStage.ROOT
-            handshake.configure(config)
+            if config is not None:
+                handshake.configure(config)
             await handshake.resolved()
             mark("guest configured")
             stage = BootStage.AGENT

@@ -1,68 +1,113 @@
-"""From a launch plan to a running machine, and from that to the supervisor's event loop."""
+"""From a launch plan to a machine: described by the owner, started and then watched by the supervisor."""
 
 from __future__ import annotations
 
 import os
 import socket
-from dataclasses import replace
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
-from microsandbox.errors import MicrosandboxError, VmmError
-from microsandbox.runtime.plan import LaunchPlan, TemplatePlan
+from microsandbox.errors import VmmError
+from microsandbox.runtime import descriptors
+from microsandbox.runtime.plan import LaunchPlan, Parcel
+from microsandbox.runtime.program import Started
+from microsandbox.store.files import make_private
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.machine import Accelerator, BootKernel, Disk, Machine, RamFile
-from microsandbox.vmm.qemu import VirtualMachine, launch
+from microsandbox.vmm.qemu import Ends, VirtualMachine, jailed_qemu, launch
+
+_BACKLOG = 128
+_ENDS = Ends(descriptors.AGENT_FD, descriptors.CONSOLE_FD, descriptors.QMP_FD, descriptors.ERRORS_FD)
 
 
-def launch_machine(plan: LaunchPlan) -> VirtualMachine:
-    """Start the plan's machine: from its template if it names one. Raises MicrosandboxError."""
-    return _launch(plan, plan.template)
+def parcel(plan: LaunchPlan, first_words: tuple[bytes, bytes] | None, stack: ExitStack) -> Parcel:
+    """What the plan's supervisor is to be handed. The descriptors in it are closed with the stack.
 
+    Raises OSError when the template is gone.
+    """
+    handed: list[tuple[int, int]] = []
 
-def launch_or_error(plan: LaunchPlan) -> VirtualMachine | MicrosandboxError:
-    """The plan's machine, or why there is none: the supervisor tells the owner."""
-    try:
-        return launch_machine(plan)
-    except MicrosandboxError as error:
-        return error
+    def hold(path: Path, number: int) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        handed.append((fd, number))
+        return number
+
+    def show(path: Path) -> int:
+        return hold(path, descriptors.FIRST_SHOWN_FD + len(handed))
+
+    jailed = jailed_qemu(
+        _machine(plan, resumed=plan.template is not None),
+        plan.installation,
+        plan.jail_kind,
+        _ENDS,
+        show,
+        identity=plan.sandbox_id,
+    )
+    if plan.template is not None:
+        hold(Path(plan.template.state), descriptors.STATE_FD)
+    return Parcel(plan, jailed, first_words, tuple(handed))
 
 
 def launch_cold(plan: LaunchPlan) -> VirtualMachine:
     """Start the plan's machine with a boot, whatever template there is. Raises MicrosandboxError."""
-    return _launch(plan, None)
+    return launch(_machine(plan, resumed=False), plan.installation, plan.jail_kind, identity=plan.sandbox_id)
 
 
-def _launch(plan: LaunchPlan, template: TemplatePlan | None) -> VirtualMachine:
-    kernel, ram, state = BootKernel(Path(plan.kernel), Path(plan.initramfs)), None, None
-    try:
-        if template is not None:
-            ram = RamFile(Path(template.ram), shared=False)
-            state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
-        machine = Machine(
-            architecture=host_architecture(),
-            accelerator=Accelerator(plan.accelerator),
-            cpus=plan.cpus,
-            memory_mib=plan.memory_mib,
-            kernel=kernel if state is None else None,
-            disks=tuple(Disk(disk.serial, disk.fd, disk.format, disk.read_only) for disk in plan.disks),
-            ram=ram,
-            state=state,
-        )
-        return launch(machine, plan.installation, plan.jail_kind, identity=plan.sandbox_id)
-    except OSError as error:
-        raise VmmError(f"the template {template and template.key} cannot be used: {error}") from error
-    finally:
-        if state is not None:
-            os.close(state)
+def _machine(plan: LaunchPlan, *, resumed: bool) -> Machine:
+    template = plan.template if resumed else None
+    return Machine(
+        architecture=host_architecture(),
+        accelerator=Accelerator(plan.accelerator),
+        cpus=plan.cpus,
+        memory_mib=plan.memory_mib,
+        kernel=BootKernel(Path(plan.kernel), Path(plan.initramfs)) if template is None else None,
+        disks=tuple(Disk(disk.serial, disk.fd, disk.format, disk.read_only) for disk in plan.disks),
+        ram=None if template is None else RamFile(Path(template.ram), shared=False),
+        state=None if template is None else descriptors.STATE_FD,
+    )
 
 
-def run_supervisor(
-    plan: LaunchPlan,
-    machine: VirtualMachine | MicrosandboxError,
-    listener: socket.socket,
-    watchdog: int | None,
+def supervise(
+    values: dict[str, Any], started: Started, watchdog: int | None, marks: list[tuple[str, int]]
 ) -> int:
-    """Supervise until the sandbox has ended, and return this process's exit status."""
+    """Supervise until the sandbox has ended, and return the exit status of this process."""
+    plan = LaunchPlan.from_values({**values, "trace": (*values["trace"], *marks)})
+    path = Path(plan.agent_socket)
+    listener = _listen(path)
+    bound = path.stat()
+    try:
+        _announce()
+        return _supervise(plan, started, listener, watchdog)
+    except BrokenPipeError:  # the owner has died already, and nobody reads the line
+        return 1
+    finally:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(bound, path.stat()):  # not that of a sandbox that replaced this one
+                path.unlink()
+
+
+def _listen(path: Path) -> socket.socket:
+    """Bind the relay socket. Early clients wait in its backlog until the guest is ready."""
+    make_private(path.parent)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _announce() -> None:
+    """The one line on standard output; it is closed to everything else from then on."""
+    os.write(1, b'{"pid":%d}\n' % os.getpid())
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watchdog: int | None) -> int:
     import asyncio
     import logging
 
@@ -72,17 +117,18 @@ def run_supervisor(
     file = RotatingFile(plan.logs / "runtime.log")
     os.dup2(file.fd, 2)
     logging.basicConfig(
-        level=(plan.log_level or "info").upper(), format="%(message)s", handlers=[RuntimeLog(file)]
+        level=(plan.log_level or "info").upper(),
+        format="%(message)s",
+        handlers=[RuntimeLog(file)],
+        force=True,
     )
-    if isinstance(machine, MicrosandboxError) and plan.template is not None:
-        logging.getLogger(__name__).warning("booting instead: %s", machine)
-        plan = replace(plan, template=None)
-        machine = launch_or_error(plan)
-    if isinstance(machine, MicrosandboxError):
-        record_launch_failure(plan, machine)
+    if started.process is None:
+        record_launch_failure(plan, VmmError(started.problem))
         return 1
+    errors, qmp, console, agent = (socket.socket(fileno=fd) for fd in started.sockets)
+    machine = VirtualMachine(started.process, agent=agent, console=console, qmp=qmp, errors=errors)
 
-    async def supervise() -> int:
+    async def run() -> int:
         return await Supervisor(plan, machine, listener, watchdog).run()
 
-    return asyncio.run(supervise())
+    return asyncio.run(run())

@@ -1,4 +1,5 @@
-"""What the owner hands to the supervisor: one frozen value, encoded into an anonymous file.
+"""What the owner hands to the supervisor: one frozen value, encoded into an anonymous file, together with the
+program that the supervisor starts first and what the guest is told first.
 
 It may hold secrets (the environment of the sandbox), so it is passed by descriptor: never in argv, never
 in a file with a name. ``marshal`` costs no import, and both ends are the same interpreter.
@@ -8,17 +9,14 @@ from __future__ import annotations
 
 import marshal
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail import Jailed
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.machine import QemuInstallation
-
-#: Where the supervisor finds its descriptors, by number (runtime arguments name them too).
-WATCHDOG_FD, PLAN_FD, FIRST_DISK_FD = 97, 98, 100
 
 
 @dataclass(frozen=True)
@@ -70,31 +68,20 @@ class LaunchPlan:
     boot: Mapping[str, Any]
     max_duration: float | None = None
     idle_timeout: float | None = None
+    pause_after: float | None = None
     log_level: str | None = None
     #: Where templates are, which one to go on from, and how one is built when the sandbox runs.
     templates: str = ""
     template: TemplatePlan | None = None
+    #: Whether the guest is told its configuration before the supervisor is there to do it.
+    told: bool = False
     builder: BuilderPlan | None = None
     #: What happened before, and when (CLOCK_MONOTONIC, nanoseconds).
     trace: tuple[tuple[str, int], ...] = ()
 
-    def to_fd(self) -> int:
-        """A descriptor of an anonymous file that holds the plan, at its start."""
-        fd = os.memfd_create("launch-plan", os.MFD_CLOEXEC)
-        try:
-            content = memoryview(marshal.dumps(asdict(self)))
-            while content:
-                content = content[os.write(fd, content) :]
-            os.lseek(fd, 0, os.SEEK_SET)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
     @classmethod
-    def from_fd(cls, fd: int) -> LaunchPlan:
-        with open(fd, "rb") as file:
-            values = marshal.load(file)  # noqa: S302 - written by our parent, the same interpreter
+    def from_values(cls, values: dict[str, Any]) -> LaunchPlan:
+        """The plan that asdict() was asked for."""
         values["disks"] = tuple(DiskPlan(**disk) for disk in values["disks"])
         if values["template"] is not None:
             values["template"] = TemplatePlan(**values["template"])
@@ -102,9 +89,14 @@ class LaunchPlan:
             values["builder"] = BuilderPlan(**values["builder"])
         return cls(**values)
 
-    def with_mark(self, what: str) -> LaunchPlan:
-        """The same, with one more line in its trace."""
-        return replace(self, trace=(*self.trace, (what, time.monotonic_ns())))
+    @property
+    def template_is_rooted(self) -> bool:
+        return self.template is not None and self.template.rooted
+
+    @property
+    def resumed_boot(self) -> Mapping[str, Any]:
+        """The configuration for a guest that goes on from the template."""
+        return {**self.boot, "root": None} if self.template_is_rooted else self.boot
 
     @property
     def installation(self) -> QemuInstallation:
@@ -117,3 +109,30 @@ class LaunchPlan:
     @property
     def logs(self) -> Path:
         return Path(self.directory) / "logs"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """All that a supervisor is handed. ``descriptors`` are ours, and the numbers they will have there.
+
+    ``first_words`` surround the time of day, eight bytes, in what a resumed guest is told at once.
+    """
+
+    plan: LaunchPlan
+    jailed: Jailed
+    first_words: tuple[bytes, bytes] | None
+    descriptors: tuple[tuple[int, int], ...]
+
+    def to_fd(self) -> int:
+        """A descriptor of an anonymous file that holds it, at its start."""
+        values = {"plan": asdict(self.plan), "jailed": self.jailed.values, "first_words": self.first_words}
+        fd = os.memfd_create("launch-plan", os.MFD_CLOEXEC)
+        try:
+            content = memoryview(marshal.dumps(values))
+            while content:
+                content = content[os.write(fd, content) :]
+            os.lseek(fd, 0, os.SEEK_SET)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd

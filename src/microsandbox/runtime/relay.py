@@ -6,31 +6,36 @@
 
 Frames are forwarded unchanged. A client that reads too slowly has its sessions paused in the guest
 (``core.flow``); one that breaks the protocol, or whose backlog grows all the same, is disconnected. The
-others never wait for it.
+others never wait for it. While the machine is paused, what is meant for the guest waits at the gate.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from typing import Any
 
 from microsandbox.agent.protocol import (
     CLIENT_TYPES,
+    MACHINE_REQUESTS,
     Flag,
     Frame,
     FrameSplitter,
     MessageType,
     ProtocolError,
+    Refusal,
     decode,
     decode_envelope,
     encode,
     flags_of,
 )
+from microsandbox.runtime.gate import Gate, Passage
 from microsandbox.runtime.guest_link import GuestLink
 
 MAX_CLIENTS = 128
@@ -39,6 +44,9 @@ ID_STEP = (2**32 - 1) // MAX_CLIENTS
 #: above the third it is disconnected (its guest ignores the pause).
 CLIENT_HIGH, CLIENT_LOW, CLIENT_LIMIT = 1 << 20, 256 << 10, 16 << 20
 
+#: Answers a request about the machine with a message.
+Reply = Callable[[MessageType, Mapping[str, Any]], None]
+_PAUSED = "the sandbox is paused; resume it first"
 _RANGE = struct.Struct(">II")
 log = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class _Client(asyncio.Protocol):
         self.sessions: dict[int, SessionKind] = {}
         self.held: set[int] = set()  # sessions that the client itself asked to pause
         self.paused = False
+        self.asking = False  # about the machine; the answer is still to come
         self.slot = -1
 
     @property
@@ -79,10 +88,16 @@ class _Client(asyncio.Protocol):
         self.sessions.pop(id, None)
         self.held.discard(id)
 
-    def set_reading(self, reading: bool) -> None:
+    def answer(self, id: int, kind: MessageType, payload: Mapping[str, Any]) -> None:
+        """A message of our own, unless the client has left meanwhile."""
+        self.asking = False
+        if not self._transport.is_closing():
+            self.forward(encode(id, kind, payload))
+
+    def update_reading(self) -> None:
         if self._transport.is_closing():
             return
-        if reading:
+        if self._relay.gate.takes(self):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
@@ -103,7 +118,7 @@ class _Client(asyncio.Protocol):
             transport.abort()
         else:
             transport.write(_RANGE.pack(self.first_id, self.end_id) + ready.raw)
-            self.set_reading(self._relay.guest_reads)
+            self.update_reading()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -124,7 +139,7 @@ class _Client(asyncio.Protocol):
     def _pause(self, paused: bool) -> None:
         self.paused = paused
         for id in self.sessions.keys() - self.held:
-            self._relay.pause_session(id, paused)
+            self._relay.pause_session(self, id, paused)
 
 
 class Relay:
@@ -132,6 +147,9 @@ class Relay:
 
     def __init__(self, guest: GuestLink, on_shutdown: Callable[[], None]) -> None:
         self._guest = guest
+        self.gate = Gate(guest)
+        #: Takes requests about the machine: what is asked, and how to answer.
+        self.on_machine_request: Callable[[MessageType, Reply], None] = lambda _kind, _reply: None
         self._on_shutdown = on_shutdown
         self._clients: dict[int, _Client] = {}
         self._next_slot = 0
@@ -147,7 +165,7 @@ class Relay:
         self._ready = ready
         self.last_activity = time.monotonic()
         self._guest.on_frame = self._from_guest
-        self._guest.on_writable = self._guest_writable
+        self._guest.on_writable = lambda _: self.update_reading()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Client(self), sock=listener)
 
@@ -157,10 +175,10 @@ class Relay:
         for client in list(self._clients.values()):
             client.disconnect("the sandbox has ended")
 
-    @property
-    def guest_reads(self) -> bool:
-        """Whether the guest takes what clients send; while it does not, they are not read either."""
-        return self._guest.writable
+    def update_reading(self) -> None:
+        """Read the clients whose words can go somewhere, and not the others."""
+        for client in self._clients.values():
+            client.update_reading()
 
     @property
     def exec_sessions(self) -> int:
@@ -173,6 +191,18 @@ class Relay:
         """Refuse new sessions and return when the running ones have ended."""
         self._draining = True
         await self._idle.wait()
+
+    # a machine that is paused
+
+    def hold(self, passage: Passage) -> None:
+        """Let nothing through to the guest any more; ``passage`` says what becomes of it."""
+        self.gate.passage = passage
+        self.update_reading()
+
+    def let_pass(self) -> None:
+        """The opposite of hold()."""
+        self.gate.open()
+        self.update_reading()
 
     # clients
 
@@ -197,14 +227,18 @@ class Relay:
         if self._clients.get(client.slot) is not client:
             return
         del self._clients[client.slot]
+        if self.gate.forget(client):
+            self._tell_of_leaving(client)
+        client.sessions.clear()
+        client.held.clear()
+        self._update_idle()
+
+    def _tell_of_leaving(self, client: _Client) -> None:
         for id, kind in client.sessions.items():
             if kind is SessionKind.EXEC:
                 self._guest.send(encode(id, MessageType.EXEC_SIGNAL, {"signal": 9}))
-        client.sessions.clear()
-        client.held.clear()
         ids = {"id_start": client.first_id, "id_end_exclusive": client.end_id}
         self._guest.send_message(MessageType.CLIENT_DISCONNECTED, ids)
-        self._update_idle()
 
     def from_client(self, client: _Client, frame: Frame) -> None:
         """Check a client's frame and pass it on. Raises ProtocolError."""
@@ -223,17 +257,26 @@ class Relay:
         if kind is MessageType.SHUTDOWN:
             self._on_shutdown()
             return
+        if kind in MACHINE_REQUESTS:
+            self._ask_about_machine(client, frame.id, kind)
+            return
         if kind is MessageType.FLOW:
             self._hold_session(client, frame)
             return
         if frame.flags & Flag.SESSION_START:
             self._start_session(client, frame.id, kind)
-        self._guest.send(frame)
+        self._to_guest(client, frame)
         if client.paused and frame.flags & Flag.SESSION_START:
-            self.pause_session(frame.id, True)
+            self.pause_session(client, frame.id, True)
         if kind is MessageType.TCP_CLOSE:
             client.end_session(frame.id)
             self._update_idle()
+
+    def _ask_about_machine(self, client: _Client, id: int, kind: MessageType) -> None:
+        if client.asking:
+            raise ProtocolError("one request about the machine at a time")
+        client.asking = True
+        self.on_machine_request(kind, functools.partial(client.answer, id))
 
     def _hold_session(self, client: _Client, frame: Frame) -> None:
         """A client's own wish to pause a session, beside ours: it goes on when neither holds it."""
@@ -245,7 +288,7 @@ class Relay:
         else:
             client.held.discard(frame.id)
         if not client.paused:
-            self.pause_session(frame.id, paused)
+            self.pause_session(client, frame.id, paused)
 
     def _refusal(self, name: str, frame: Frame) -> dict[str, str] | None:
         """Why a client's frame is answered with core.error, if it is. Raises ProtocolError."""
@@ -259,8 +302,12 @@ class Relay:
         if frame.flags != expected:
             message = f"invalid flags for {name}: got {frame.flags}, expected {int(expected)}"
             return {"kind": "invalid_flags", "message": message}
-        if self._draining and expected & Flag.SESSION_START:
+        if kind in MACHINE_REQUESTS or not expected & Flag.SESSION_START:
+            return None
+        if self._draining:
             return {"kind": "invalid_session", "message": "the sandbox is draining: no new sessions"}
+        if self.gate.passage is Passage.SHUT:
+            return {"kind": Refusal.PAUSED.value, "message": _PAUSED}
         return None
 
     def _start_session(self, client: _Client, id: int, kind: MessageType) -> None:
@@ -270,8 +317,15 @@ class Relay:
         client.sessions[id] = SessionKind.EXEC if is_exec else SessionKind.OTHER
         self._idle.clear()
 
-    def pause_session(self, id: int, paused: bool) -> None:
-        self._guest.send(encode(id, MessageType.FLOW, {"paused": paused}))
+    def pause_session(self, client: _Client, id: int, paused: bool) -> None:
+        self._to_guest(client, encode(id, MessageType.FLOW, {"paused": paused}))
+
+    def _to_guest(self, client: _Client, frame: Frame) -> None:
+        if self.gate.passage is Passage.OPEN:
+            self.gate.send(client, frame)
+        elif frame.id in client.sessions:  # else nobody waits for what comes of it
+            self.gate.send(client, frame)
+            client.update_reading()
 
     # guest
 
@@ -283,10 +337,6 @@ class Relay:
         client.forward(frame)
         if frame.flags & Flag.TERMINAL:
             self._update_idle()
-
-    def _guest_writable(self, writable: bool) -> None:
-        for client in self._clients.values():
-            client.set_reading(writable)
 
     def _update_idle(self) -> None:
         if not any(client.sessions for client in self._clients.values()):

@@ -38,11 +38,6 @@ class RunningMachine:
         running.guest = await GuestLink.open(vm.agent)
         return running
 
-    async def connected(self) -> Monitor:
-        """The monitor, when QMP has been negotiated."""
-        await asyncio.shield(self._monitoring)
-        return self.monitor
-
     async def end(self) -> None:
         """Kill the machine unless it has ended, and see it gone."""
         self.vm.kill()

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.interpreter import module_command, module_environment
-from microsandbox.runtime.plan import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD, LaunchPlan
+from microsandbox.runtime import standby
+from microsandbox.runtime.descriptors import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD
+from microsandbox.runtime.plan import Parcel
 from microsandbox.runtime.process import ProcessHandle, Reservation
 from microsandbox.store.files import make_private
 
@@ -26,6 +28,7 @@ STARTUP_TIMEOUT = 30.0
 _STARTUP_LINE_LIMIT = 4096
 #: Descriptors are moved above this first, so that giving one its final number never overwrites another.
 _HIGH_FD = 200
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
 
 
 class SpawnMode(Enum):
@@ -36,28 +39,29 @@ class SpawnMode(Enum):
 
 
 async def spawn(
-    plan: LaunchPlan,
+    parcel: Parcel,
     disks: Sequence[int],
     mode: SpawnMode,
     *,
     reservation: Reservation | None = None,
     staging: Path | None = None,
 ) -> ProcessHandle:
-    """Start the supervisor of ``plan`` and return once it has said that it runs.
+    """Start the supervisor of a sandbox and return once it has said that it runs.
 
-    ``disks`` are descriptors in the order of ``plan.disks``; they stay the caller's to close, and so
+    ``disks`` are descriptors in the order of the plan's disks; they stay the caller's to close, and so
     does a lock on them: it lasts as long as any copy is open. Raises MicrosandboxError when the process
     does not start as it should; it is gone then.
     """
+    plan = parcel.plan
     make_private(plan.logs)
     with ExitStack() as ours:
         stdout, child_stdout = os.pipe()
         ours.callback(os.close, stdout)
         with ExitStack() as theirs:
             theirs.callback(os.close, child_stdout)
-            plan_fd = plan.to_fd()
+            plan_fd = parcel.to_fd()
             theirs.callback(os.close, plan_fd)
-            targets = [(child_stdout, 1), (plan_fd, PLAN_FD)]
+            targets = [(child_stdout, 1), (plan_fd, PLAN_FD), *parcel.descriptors]
             targets += [(fd, FIRST_DISK_FD + index) for index, fd in enumerate(disks)]
             watchdog = None
             if mode is SpawnMode.ATTACHED:
@@ -92,27 +96,39 @@ async def abandon(handle: ProcessHandle) -> None:
 
 
 def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> int:
-    """posix_spawn the supervisor with its descriptors at their numbers. The owner's memory is not copied."""
-    argv = module_command("microsandbox.runtime", "--name", name)
+    """Start the supervisor with its descriptors at their numbers."""
+    arguments = ["--name", name]
     if mode is SpawnMode.ATTACHED:
-        argv += ["--parent-watch-fd", str(WATCHDOG_FD)]
+        arguments += ["--parent-watch-fd", str(WATCHDOG_FD)]
     with ExitStack() as stack:
-        actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-        ]
+        placed = []
         for source, number in targets:
             high = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
             stack.callback(os.close, high)
-            actions.append((os.POSIX_SPAWN_DUP2, high, number))
-        return os.posix_spawn(
-            argv[0],
-            argv,
-            module_environment(),
-            file_actions=actions,
-            setsid=mode is SpawnMode.DETACHED,
-            setsigmask=(),
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
-        )
+            placed.append((high, number))
+        waiting = standby.take() if mode is SpawnMode.ATTACHED else None
+        if waiting is not None:
+            waiting.send(arguments, placed)
+            return waiting.pid
+        return _spawn(arguments, placed, mode)
+
+
+def _spawn(arguments: Sequence[str], placed: Iterable[tuple[int, int]], mode: SpawnMode) -> int:
+    """A new interpreter. The owner's memory is not copied."""
+    argv = module_command("microsandbox.runtime", *arguments)
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    ]
+    actions += [(os.POSIX_SPAWN_DUP2, source, number) for source, number in placed]
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        module_environment(),
+        file_actions=actions,
+        setsid=mode is SpawnMode.DETACHED,
+        setsigmask=(),
+        setsigdef=_SIGNALS,
+    )
 
 
 async def _check_startup_line(handle: ProcessHandle, stdout: int) -> None:

@@ -25,7 +25,9 @@ from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure, LinkLost, bring_up, panic_reason
 from microsandbox.runtime.builder_process import build_in_background
 from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.idleness import until_idle
 from microsandbox.runtime.launch import launch_cold
+from microsandbox.runtime.pausing import Pausing
 from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.runtime.relay import Relay
 from microsandbox.runtime.running_machine import PORT_TO_EXIT, RunningMachine
@@ -74,7 +76,7 @@ class Supervisor:
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
-        self._relay: Relay | None = None
+        self._serving: tuple[Relay, Pausing] | None = None
 
     def end(self, ending: Ending) -> None:
         """Ask for the end. The first reason counts; asking again, or with no window, hurries."""
@@ -120,20 +122,22 @@ class Supervisor:
         ready = await self._boot()
         machine = self._machine
         if ready is None:
-            await self._stop(machine)
+            await self._stop(machine, None)
             return self._record_end(await machine.exited)
         relay = Relay(machine.guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
+        pausing = Pausing(self._plan, machine.monitor, self._catalog, machine.guest, relay)
         try:
             await relay.serve(self._listener, ready)
-            self._relay = relay
+            self._serving = relay, pausing
             self._trace.mark("relay serves")
-            self._start_timers(machine.guest, relay)
+            self._start_timers(machine.guest, relay, pausing)
             self._start(self._settle_in())
             await asyncio.wait(
                 (machine.exited, self._ending, machine.guest.lost), return_when=asyncio.FIRST_COMPLETED
             )
-            await self._stop(machine)
+            await self._stop(machine, pausing)
         finally:
+            pausing.close()
             relay.close()
         return self._record_end(await machine.exited)
 
@@ -147,9 +151,8 @@ class Supervisor:
         """
         template = self._plan.template
         if template is not None:
-            config = {**self._plan.boot, "root": None} if template.rooted else self._plan.boot
             try:
-                return await self._bring_up(config, resumed=True)
+                return await self._bring_up(self._plan.resumed_boot, resumed=True)
             except BootFailure as failure:
                 if failure.stage == "config":
                     raise
@@ -171,7 +174,13 @@ class Supervisor:
         machine = self._machine
         timeout = RESUME_TIMEOUT if resumed else BOOT_TIMEOUT
         boot = asyncio.ensure_future(
-            bring_up(machine.guest, config, self._trace.mark, resumed=resumed, timeout=timeout)
+            bring_up(
+                machine.guest,
+                None if resumed and self._plan.told else config,
+                self._trace.mark,
+                resumed=resumed,
+                timeout=timeout,
+            )
         )
         try:
             await asyncio.wait((boot, machine.exited, self._ending), return_when=asyncio.FIRST_COMPLETED)
@@ -189,17 +198,25 @@ class Supervisor:
         finally:
             boot.cancel()
 
+    async def _tell_disk_sizes(self) -> None:
+        """Where the template had slots, the guest believes in disks of any size: read-only ones stay so."""
+        for index, disk in enumerate(self._plan.disks):
+            if not disk.read_only:
+                await self._machine.monitor.resize_disk(index, os.fstat(disk.fd).st_size)
+
     async def _settle_in(self) -> None:
         """What can wait until the guest is of use: a note of the timings, building the missing template."""
         self._trace.save(self._plan.logs)
         log.info("milliseconds since create: %s", self._trace)
+        if self._plan.template is not None and not self._plan.template.rooted:
+            await self._tell_disk_sizes()
         builder = self._plan.builder
         if builder is None or not FileLock(Path(builder.lock)).is_free():
             return
         built = await build_in_background(builder.arguments)
         log.info("the template for later sandboxes was %s", "built" if built else "not built")
 
-    async def _stop(self, machine: RunningMachine) -> None:
+    async def _stop(self, machine: RunningMachine, pausing: Pausing | None) -> None:
         """From the wish to the end of the machine."""
         guest, exited = machine.guest, machine.exited
         if exited.done():
@@ -212,13 +229,18 @@ class Supervisor:
             self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
         ending = self._ending.result()
         if not self._hurry.is_set():
-            guest.send_message(MessageType.SHUTDOWN)
+            self._start(self._shut_down(guest, pausing))
             hurry = asyncio.ensure_future(self._hurry.wait())
             await asyncio.wait((exited, hurry), timeout=ending.window, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
         if not exited.done():
             log.info("killing the machine")
             machine.vm.kill()
+
+    async def _shut_down(self, guest: GuestLink, pausing: Pausing | None) -> None:
+        if pausing is not None:
+            await pausing.leave("it is being stopped")
+        guest.send_message(MessageType.SHUTDOWN)
 
     # what may end it
 
@@ -234,14 +256,10 @@ class Supervisor:
 
     def _on_drain(self) -> None:
         """SIGUSR1: running commands finish, new ones are refused, then the guest is shut down."""
-        if self._relay is None:
+        if self._serving is None:
             self.end(Ending(Reason.DRAIN_REQUESTED, 0))
-            return
-        try:
-            self._catalog.set_draining(self._plan.sandbox_id)
-        except DatabaseError:
-            log.exception("draining, but the catalogue could not be told")
-        self._start(self._drain(self._relay))
+        else:
+            self._start(self._drain(*self._serving))
 
     def _watch_owner(self) -> None:
         if self._watchdog is not None:
@@ -258,17 +276,24 @@ class Supervisor:
         if not data:
             self.end(Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone"))
 
-    def _start_timers(self, guest: GuestLink, relay: Relay) -> None:
-        self._start(self._keep_clock(guest))
+    def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
+        self._start(self._keep_clock(guest, pausing))
         if self._plan.max_duration is not None:
             self._start(self._limit_duration(self._plan.max_duration))
         if self._plan.idle_timeout is not None:
-            self._start(self._limit_idleness(self._plan.idle_timeout, relay))
+            self._start(self._limit_idleness(self._plan.idle_timeout, relay, pausing))
+        if self._plan.pause_after is not None:
+            self._start(pausing.pause_when_idle(self._plan.pause_after))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.ensure_future(coroutine))
 
-    async def _drain(self, relay: Relay) -> None:
+    async def _drain(self, relay: Relay, pausing: Pausing) -> None:
+        await pausing.leave("it is draining")
+        try:
+            self._catalog.set_draining(self._plan.sandbox_id)
+        except DatabaseError:
+            log.exception("draining, but the catalogue could not be told")
         await relay.drain()
         self.end(Ending(Reason.DRAIN_REQUESTED, FLUSH_WINDOW))
 
@@ -276,17 +301,14 @@ class Supervisor:
         await asyncio.sleep(seconds)
         self.end(Ending(Reason.MAX_DURATION, 0))
 
-    async def _limit_idleness(self, seconds: float, relay: Relay) -> None:
-        while True:
-            idle_for = time.monotonic() - relay.last_activity
-            if not relay.exec_sessions and idle_for >= seconds:
-                self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
-                return
-            await asyncio.sleep(seconds if relay.exec_sessions else seconds - idle_for)
+    async def _limit_idleness(self, seconds: float, relay: Relay, pausing: Pausing) -> None:
+        await until_idle(relay, seconds, pausing.idleness_counts)
+        self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
 
-    async def _keep_clock(self, guest: GuestLink) -> None:
+    async def _keep_clock(self, guest: GuestLink, pausing: Pausing) -> None:
         while True:
             await asyncio.sleep(CLOCK_INTERVAL)
+            await pausing.running.wait()
             guest.send_message(MessageType.CLOCK_SYNC, {"unix_time_nanos": time.time_ns()})
 
     # what is left behind

@@ -4,9 +4,8 @@
     --image DIGEST --rootfs PATH --upper-size MIB  and of which image, mounted
     --background                                   give way to everybody else
 
-A process of its own, because it starts machines, and outlives the sandbox that noticed the lack. The machine
-for an image goes on from the shape's template. Prints the key of what it made, or fails with the reason on
-standard error; the template's place in the home keeps it too.
+A process of its own, because it starts machines, and outlives the sandbox that noticed the lack. Prints the
+key of what it made, or fails with the reason on standard error, which is remembered in the home, too.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ from microsandbox.errors import MicrosandboxError, TemplateError
 from microsandbox.runtime.boot import BootFailure, Handshake, LinkLost
 from microsandbox.runtime.disks import make_upper, open_locked
 from microsandbox.runtime.running_machine import RunningMachine
-from microsandbox.store.files import copy_sparse, make_private, partial_path, remove_tree, write_atomically
+from microsandbox.store.files import make_private, partial_path, remove_tree, write_atomically
 from microsandbox.store.home import Home
 from microsandbox.template.shape import ImageRoot, Shape
 from microsandbox.template.store import RAM, STATE, UPPER, Description, StoredTemplate, TemplateStore
@@ -35,7 +35,6 @@ from microsandbox.vmm.qemu import launch
 
 #: Seconds for one template. Generous: at the lowest priority on a busy host a boot takes its time.
 BUILD_TIMEOUT = 300.0
-_FAULTS_OF_IMAGES = frozenset({"mount", "image"})
 #: Where a machine is that says hello: the root disks are /dev/vda and /dev/vdb, see ROOT_SLOTS.
 ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "upper_fstype": "ext4"}
 
@@ -69,39 +68,21 @@ class Builder:
 
     async def _build_bare(self, shape: Shape) -> StoredTemplate:
         with _Partial(self.store, shape) as partial:
-            with (partial.path / RAM).open("xb") as ram:
-                os.truncate(ram.fileno(), shape.memory_mib << 20)
-            async with self._running(partial.machine(shape), shape) as running:
+            async with self._running(shape.machine(ram=partial.make_ram()), shape) as running:
                 await Handshake(running.guest).hello()
                 await _save(running, partial.path / STATE)
             return partial.publish()
 
     async def _build_rooted(self, shape: Shape, root: ImageRoot, rootfs: Path) -> StoredTemplate:
-        try:
-            return await self._mount(await self.build(shape.bare), shape, root, rootfs)
-        except BootFailure as failure:
-            if failure.stage in _FAULTS_OF_IMAGES:
-                raise
-        # The shape's template does not go on, whatever its manifest says.
-        self.store.discard(shape.bare.key)
-        return await self._mount(await self.build(shape.bare), shape, root, rootfs)
-
-    async def _mount(
-        self, base: StoredTemplate, shape: Shape, root: ImageRoot, rootfs: Path
-    ) -> StoredTemplate:
-        """Go on from the template without an image, and keep what it is with the image mounted."""
+        """Booted anew with its disks in place, so that the guest knows their sizes."""
         with _Partial(self.store, shape) as partial:
-            copy_sparse(base.ram, partial.path / RAM)
             make_upper(self.home, partial.path / UPPER, root.upper_size_mib)
-            lower = partial.keep_open(open_locked(rootfs, writable=False))
-            upper = partial.keep_open(open_locked(partial.path / UPPER, writable=True))
-            state = partial.keep_open(os.open(base.state, os.O_RDONLY | os.O_CLOEXEC))
-            disks = (
-                Disk("rootfs", lower, "raw", read_only=True),
-                Disk("upper", upper, "raw", read_only=False),
-            )
-            async with self._running(partial.machine(shape, disks, state), shape) as running:
-                await Handshake(running.guest).mount(ROOT)
+            lower = partial.open_disk(rootfs, "rootfs", writable=False)
+            upper = partial.open_disk(partial.path / UPPER, "upper", writable=True)
+            async with self._running(shape.machine((lower, upper), partial.make_ram()), shape) as running:
+                handshake = Handshake(running.guest)
+                await handshake.hello()
+                await handshake.mount(ROOT)
                 await _save(running, partial.path / STATE)
             return partial.publish()
 
@@ -125,9 +106,8 @@ class Builder:
 
 async def _save(running: RunningMachine, state: Path) -> None:
     """Stop the machine and keep its devices' state; its RAM is in its file already."""
-    monitor = await running.connected()
-    await monitor.execute("stop")
-    write_atomically(state, await monitor.save_devices())
+    await running.monitor.pause()
+    write_atomically(state, await running.monitor.save_devices())
 
 
 class _Partial:
@@ -147,17 +127,16 @@ class _Partial:
             os.close(fd)
         remove_tree(self.path)
 
-    def keep_open(self, fd: int) -> int:
-        self._fds.append(fd)
-        return fd
+    def open_disk(self, path: Path, serial: str, *, writable: bool) -> Disk:
+        self._fds.append(open_locked(path, writable=writable))
+        return Disk(serial, self._fds[-1], "raw", read_only=not writable)
 
-    def machine(
-        self, shape: Shape, disks: tuple[Disk, ...] | None = None, state: int | None = None
-    ) -> Machine:
-        ram = self.path / RAM
-        ram.chmod(0o666)  # for the jailed QEMU's user; nobody else can enter the directory
-        shared = RamFile(ram, shared=True)
-        return shape.machine(ram=shared) if disks is None else shape.machine(disks, shared, state)
+    def make_ram(self) -> RamFile:
+        path = self.path / RAM
+        with path.open("xb") as file:
+            os.truncate(file.fileno(), self._shape.memory_mib << 20)
+        path.chmod(0o666)  # for the jailed QEMU's user; nobody else can enter the directory
+        return RamFile(path, shared=True)
 
     def publish(self) -> StoredTemplate:
         shape, host, root = self._shape, self._shape.host, self._shape.root
@@ -173,6 +152,13 @@ class _Partial:
         return self._store.publish(self.path, shape.key, description)
 
 
+async def _build(builder: Builder, shape: Shape, rootfs: Path | None) -> StoredTemplate:
+    """The one asked for first, then the one that its sandboxes need when they are started again."""
+    made = await builder.build(shape, rootfs)
+    await builder.build(shape.bare)
+    return made
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cpus", type=int, required=True)
@@ -184,15 +170,18 @@ def main() -> int:
     given = parser.parse_args()
     if given.background:
         os.nice(19)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half made is taken away
     try:
         home = Home.open()
         host = examine_host(home, prepare_kernel(home))
         root = ImageRoot(given.image, given.upper_size) if given.image else None
         shape = Shape(host, given.cpus, given.memory, root)
-        made = asyncio.run(Builder(home, TemplateStore(home)).build(shape, given.rootfs))
+        made = asyncio.run(_build(Builder(home, TemplateStore(home)), shape, given.rootfs))
     except (MicrosandboxError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGTERM
     print(made.key)
     return 0
 

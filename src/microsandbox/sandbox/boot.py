@@ -11,16 +11,19 @@ import os
 import posixpath
 import secrets
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from microsandbox.agent.connection import Connection
-from microsandbox.errors import BootError, InvalidConfigError, MicrosandboxError
+from microsandbox.errors import BootError, InvalidConfigError
 from microsandbox.image.store import StoredImage
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
+from microsandbox.runtime.descriptors import FIRST_DISK_FD
 from microsandbox.runtime.disks import DiskInUseError, open_locked
-from microsandbox.runtime.plan import FIRST_DISK_FD, DiskPlan, LaunchPlan
+from microsandbox.runtime.first_words import first_words
+from microsandbox.runtime.launch import parcel
+from microsandbox.runtime.plan import DiskPlan, LaunchPlan, Parcel
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
 from microsandbox.runtime.trace import Trace
@@ -64,7 +67,7 @@ async def boot(
                 disks.append(await _open_disk(path, writable=writable))
                 stack.callback(os.close, disks[-1])
             trace.mark("disks open")
-            handle = await spawn(_plan(context, row, config, host, start, trace), disks, mode)
+            handle = await spawn(_parcel(context, row, config, host, start, trace, stack), disks, mode)
             trace.mark("supervisor runs")
         connection = await _connect(context, row, handle)
         try:
@@ -88,6 +91,25 @@ async def _open_disk(path: Path, *, writable: bool) -> int:
             return open_locked(path, writable=writable)
         await asyncio.sleep(_LOCK_INTERVAL)
     return open_locked(path, writable=writable)
+
+
+def _parcel(
+    context: Context,
+    row: SandboxRow,
+    config: SandboxConfig,
+    host: Host,
+    start: Start,
+    trace: Trace,
+    stack: ExitStack,
+) -> Parcel:
+    """What the supervisor is handed; without the template, if that has been taken away meanwhile."""
+    plan = _plan(context, row, config, host, start, trace)
+    if plan.template is not None:
+        words = first_words(plan.resumed_boot)
+        with suppress(OSError):
+            return parcel(replace(plan, told=words is not None), words, stack)
+        plan = replace(plan, template=None)
+    return parcel(plan, None, stack)
 
 
 def _plan(
@@ -116,6 +138,7 @@ def _plan(
         boot=_boot_config(config),
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
+        pause_after=config.pause_after_secs,
         log_level="debug" if config.log_level == "trace" else config.log_level,  # logging has no "trace"
         templates=str(context.home.templates.absolute()),
         template=start.plan,
@@ -174,10 +197,8 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
             opening.result().close()
         raise
     finally:
-        for task in (opening, exited):
+        for task in (opening, exited):  # not waited for: a cancellation would be lost in that
             task.cancel()
-            with suppress(asyncio.CancelledError, MicrosandboxError):
-                await asyncio.wait((task,))
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import MicrosandboxError, NotSupportedYetError
-from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox import lifecycle, pausing
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.sandbox import Sandbox, check_timeout, stop_result
 from microsandbox.sandbox.stored_config import load_config
-from microsandbox.store.sandboxes import SandboxRow, Status
+from microsandbox.store.sandboxes import SandboxRow
 from microsandbox.types import SandboxStatus
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SandboxHandle:
     async def connect(self, timeout: float | None = None) -> Sandbox:
         """Connect to it within ``timeout`` seconds (default 10) without owning its life."""
         check_timeout(timeout)
-        if self._row.status not in (Status.RUNNING, Status.DRAINING):
+        if self._row.status.terminal:
             raise MicrosandboxError(
                 f"sandbox '{self.name}' is not running (status: {self._row.status.value})"
             )
@@ -84,6 +84,14 @@ class SandboxHandle:
             timeout=lifecycle.CONNECT_TIMEOUT if timeout is None else timeout,
         )
         return Sandbox(self._context, self._row, load_config(self._row.config), connection, None)
+
+    async def pause(self) -> None:
+        """Stop its processors until resume(). Raises SandboxNotRunningError. Fine if it is paused."""
+        await pausing.pause(self._context, self.name)
+
+    async def resume(self) -> None:
+        """Let it go on. Raises SandboxNotRunningError. Fine if it runs."""
+        await pausing.resume(self._context, self.name)
 
     async def stop(self, timeout: float | None = None) -> None:
         """Power off; kill after ``timeout`` seconds (default 10, 0 kills at once)."""

@@ -58,6 +58,7 @@ class CreateKeywords(TypedDict, total=False):
     replace_with_timeout: float | None
     max_duration: float | None
     idle_timeout: float | None
+    pause_after: float | None
     env: Mapping[str, str] | None
     labels: Mapping[str, str] | None
     scripts: Mapping[str, str] | None
@@ -100,6 +101,7 @@ class SandboxConfig:
     pull_policy: PullPolicy = PullPolicy.IF_MISSING
     max_duration_secs: int | None = None
     idle_timeout_secs: int | None = None
+    pause_after_secs: int | None = None
     manifest_digest: str | None = None
 
     @property
@@ -165,6 +167,7 @@ def _config(name: str, image: OciImage, values: Mapping[str, Any], home: Home) -
         pull_policy=values.get("pull_policy", PullPolicy.IF_MISSING),
         max_duration_secs=values.get("max_duration"),
         idle_timeout_secs=values.get("idle_timeout"),
+        pause_after_secs=values.get("pause_after"),
     )
 
 
@@ -211,6 +214,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "replace_with_timeout": lambda value: seconds(value, "replace_with_timeout"),
     "max_duration": lambda value: math.ceil(seconds(value, "max_duration")),
     "idle_timeout": lambda value: math.ceil(seconds(value, "idle_timeout")),
+    "pause_after": lambda value: math.ceil(seconds(value, "pause_after")),
     "env": text_map,
     "labels": text_map,
     "scripts": text_map,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -204,7 +205,24 @@ class Sandbox:
 
         return await exec.run(await self._start(options), options.timeout)
 
-    # the end
+    # its life
+
+    async def pause(self) -> None:
+        """Stop its processors until resume(): it uses no CPU time, and its commands stand still.
+
+        Raises SandboxNotRunningError. Fine if it is paused.
+        """
+        from microsandbox.sandbox import pausing
+
+        self._check_usable()
+        await pausing.pause(self._context, self._row.name)
+
+    async def resume(self) -> None:
+        """Let it go on, with the right time of day. Raises SandboxNotRunningError. Fine if it runs."""
+        from microsandbox.sandbox import pausing
+
+        self._check_usable()
+        await pausing.resume(self._context, self._row.name)
 
     async def stop(self, timeout: float | None = None) -> None:
         """Power off; kill after ``timeout`` seconds (default 10, 0 kills at once)."""
@@ -218,9 +236,12 @@ class Sandbox:
             if self._process.try_wait() is None:
                 await self.kill()
             return
-        with suppress(AgentClientError):
-            await self.request_stop()
-        if not await self._ended(grace):
+        try:
+            async with asyncio.timeout(grace):
+                with suppress(AgentClientError):
+                    await self.request_stop()  # which may wait behind input that the guest does not take
+                await self._process.wait()
+        except TimeoutError:
             await self.kill()
 
     async def kill(self, timeout: float | None = None) -> None:
@@ -308,8 +329,6 @@ class Sandbox:
         return False
 
     async def _ended(self, timeout: float) -> bool:
-        import asyncio
-
         assert self._process is not None
         try:
             async with asyncio.timeout(timeout):

@@ -117,6 +117,8 @@ def dump_config(config: SandboxConfig) -> str:
         "policy": {
             "max_duration_secs": config.max_duration_secs,
             "idle_timeout_secs": config.idle_timeout_secs,
+            # Ours: a document without it stays that of microsandbox.
+            **({} if config.pause_after_secs is None else {"pause_after_secs": config.pause_after_secs}),
         },
         "manifest_digest": config.manifest_digest,
     }
@@ -160,7 +162,7 @@ def _refuse_later_features(values: Mapping[str, Any]) -> None:
 
 
 def _load(values: Mapping[str, Any]) -> SandboxConfig:
-    image, policy = values["image"]["Oci"], values["policy"]
+    image, policy = values["image"]["Oci"], {"pause_after_secs": None, **values["policy"]}
     policies = {stored: policy for policy, stored in _PULL_POLICIES.items()}
     return SandboxConfig(
         name=_typed(values, "name", str),
@@ -181,6 +183,7 @@ def _load(values: Mapping[str, Any]) -> SandboxConfig:
         pull_policy=policies[values["pull_policy"]],
         max_duration_secs=_typed(policy, "max_duration_secs", int, None),
         idle_timeout_secs=_typed(policy, "idle_timeout_secs", int, None),
+        pause_after_secs=_typed(policy, "pause_after_secs", int, None),
         manifest_digest=_typed(values, "manifest_digest", str, None),
     )
 

@@ -41,6 +41,18 @@ def validate(config: SandboxConfig) -> None:
             raise InvalidConfigError(problem)
     _validate_scripts(config.scripts)
     _validate_texts(config)
+    _validate_pause(config.pause_after_secs, config.idle_timeout_secs)
+
+
+def _validate_pause(pause_after: int | None, idle_timeout: int | None) -> None:
+    if pause_after is None:
+        return
+    if pause_after == 0:
+        raise InvalidConfigError("pause_after must be greater than 0")
+    if idle_timeout is not None and pause_after >= idle_timeout:
+        raise InvalidConfigError(
+            f"pause_after must be shorter than idle_timeout, got {pause_after} s and {idle_timeout} s"
+        )
 
 
 def label_problem(key: str) -> str | None:

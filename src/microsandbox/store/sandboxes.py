@@ -1,10 +1,12 @@
 """Rows of sandboxes and their runs: every status change is one transaction here, and nowhere else.
 
-    (none) ──create──► Running ──► Draining ──► Stopped | Crashed ──start──► Running
-                          └──────────────────────►┘            └──remove──► (none)
+    (none) ──create──► Running ◄──► Paused
+    Running | Paused ──► Draining
+    Running | Paused | Draining ──► Stopped | Crashed ──start──► Running
+                                                      └──remove──► (none)
 
 A run names the process that answers for it: the owner while it prepares the sandbox, then the
-supervisor. A Running row whose process is gone is stale and becomes Crashed when somebody looks.
+supervisor. A row of a living sandbox whose process is gone is stale and becomes Crashed when somebody looks.
 """
 
 from __future__ import annotations
@@ -183,9 +185,18 @@ class SandboxCatalog:
     def set_draining(self, sandbox_id: int) -> None:
         """Say that a running sandbox drains; one whose run has ended stays what it is."""
         with self._database.write() as connection:
-            running = "SELECT 1 FROM run WHERE sandbox_id = ? AND status = 'Running'"
-            if connection.execute(running, (sandbox_id,)).fetchone() is not None:
+            if _has_run(connection, sandbox_id):
                 _set_status(connection, sandbox_id, Status.DRAINING)
+
+    def set_paused(self, sandbox_id: int, paused: bool) -> bool:
+        """Say that a running sandbox is paused, or goes on; False for one that drains or has ended."""
+        with self._database.write() as connection:
+            found = connection.execute("SELECT status FROM sandbox WHERE id = ?", (sandbox_id,)).fetchone()
+            alive = found is not None and found["status"] in (Status.RUNNING, Status.PAUSED)
+            if not alive or not _has_run(connection, sandbox_id):
+                return False
+            _set_status(connection, sandbox_id, Status.PAUSED if paused else Status.RUNNING)
+            return True
 
     def end_run(
         self,
@@ -284,6 +295,11 @@ def _set_status(connection: sqlite3.Connection, sandbox_id: int, status: Status)
     connection.execute(
         "UPDATE sandbox SET status = ?, updated_at = ? WHERE id = ?", (status, time.time(), sandbox_id)
     )
+
+
+def _has_run(connection: sqlite3.Connection, sandbox_id: int) -> bool:
+    running = "SELECT 1 FROM run WHERE sandbox_id = ? AND status = 'Running'"
+    return connection.execute(running, (sandbox_id,)).fetchone() is not None
 
 
 def _insert_run(connection: sqlite3.Connection, sandbox_id: int) -> None:

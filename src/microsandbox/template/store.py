@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,9 +39,9 @@ UNUSED_FOR, MAX_BYTES = 14 * 86400.0, 4 << 30
 RETRY_AFTER = 3600.0
 RAM, STATE, UPPER = "ram", "state", "upper"
 _MANIFEST, _LOCK = "manifest", ".lock"
+_KEY = re.compile(r"[0-9a-f]{32}")
 _TOUCH_INTERVAL = 3600.0
 _MAX_MANIFEST_BYTES = 64 << 10
-_HEXADECIMAL = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,31 @@ class TemplateStore:
             self.discard(key)
         return template
 
+    def peek(self, key: str) -> StoredTemplate | None:
+        """As find(), for those who only look: nothing is taken away."""
+        return next((template for template in self.all() if template.key == key), None)
+
     def all(self) -> list[StoredTemplate]:
         """Those that are whole, the last used first."""
-        found = [template for directory in self._directories() if (template := _read(directory))]
-        return sorted(found, key=lambda template: -template.used_at)
+        found = []
+        for directory in self._directories():
+            with suppress(FileNotFoundError):  # it is being taken away
+                if (template := _read(directory)) is not None:
+                    found.append((template.used_at, template))
+        return [template for _, template in sorted(found, key=lambda pair: -pair[0])]
+
+    def ids(self) -> list[str]:
+        """The keys of all that is there, whole or damaged."""
+        return sorted(path.name for path in self._directories())
+
+    def resolve(self, prefix: str) -> str:
+        """The only key that starts so. Raises TemplateError when there is none, or several."""
+        found = [key for key in self.ids() if key.startswith(prefix)]
+        if not prefix or not found:
+            raise TemplateError(f"template not found: {prefix or repr(prefix)}")
+        if len(found) > 1:
+            raise TemplateError(f"{len(found)} templates start with {prefix}; give more of the id")
+        return found[0]
 
     def lock(self, key: str) -> FileLock:
         """What a builder of that template holds."""
@@ -154,11 +176,15 @@ class TemplateStore:
                     problems.append(f"{template.directory / name} is not what was written")
         return problems
 
-    def discard_image(self, digest: str) -> None:
-        """Take away the templates that have the image mounted."""
+    def discard_image(self, digest: str) -> int:
+        """Take away the templates that have the image mounted; how many bytes they occupied."""
+        freed = 0
         for template in self.all():
             if template.description.image == digest:
-                self.discard(template.key)
+                with suppress(FileNotFoundError):  # somebody else takes it away
+                    occupied = template.disk_bytes
+                    freed += occupied if self.discard(template.key) else 0
+        return freed
 
     def remove_unfinished(self, key: str) -> None:
         """Remove what killed builders of that template left. Only for who holds its lock."""
@@ -198,12 +224,8 @@ class TemplateStore:
     def _directories(self) -> Iterator[Path]:
         if self.root.is_dir():
             for entry in os.scandir(self.root):
-                if _is_key(entry.name) and entry.is_dir():
+                if _KEY.fullmatch(entry.name) and entry.is_dir():
                     yield Path(entry.path).absolute()
-
-
-def _is_key(name: str) -> bool:
-    return len(name) == 32 and set(name) <= _HEXADECIMAL
 
 
 def discard_template(root: Path, key: str) -> bool:

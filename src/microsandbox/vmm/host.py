@@ -21,7 +21,7 @@ from microsandbox.store.home import Home
 from microsandbox.vmm import linux
 from microsandbox.vmm.architecture import X86_64, host_architecture
 from microsandbox.vmm.installation import find_installation
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import GuestKernel
 from microsandbox.vmm.machine import Accelerator, QemuInstallation
 

@@ -9,17 +9,18 @@ be seen and, before version 6, processes of the same user to be signalled.
 
 What runs in the child after clone() must neither touch other threads' state nor fail silently: it
 reports to its standard error, which the supervisor keeps.
+
+This module and what it imports are on the way of every start, before QEMU runs: hence no dataclasses, no
+enumerations, no pathlib here, each of which takes an interpreter milliseconds to import.
 """
+
+# ruff: noqa: PTH103, PTH116, PTH120
 
 from __future__ import annotations
 
 import os
 import resource
-import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
 
 from microsandbox.vmm import linux
 
@@ -58,39 +59,44 @@ _UNKNOWN_TO_LANDLOCK = (
 )  # fmt: skip
 
 
-class JailKind(StrEnum):
-    """How a program is shut in."""
-
-    NAMESPACES = "namespaces"
-    LANDLOCK = "landlock"
-
-
-@dataclass(frozen=True)
 class Jailed:
     """A program and all it gets.
 
-    ``files`` maps paths inside to files of the host; ``devices`` are device nodes, at the same path and
-    writable; ``fds`` stay open under their numbers, beside 0 (nothing), 1 and 2 (``errors``).
-    ``identity`` tells programs of one host apart: it picks the user when the host's is root.
+    ``files`` maps paths inside to files of the host, ``writable`` those that it may write to; ``devices`` are
+    device nodes, at the same path and writable; ``fds`` stay open under their numbers, beside 0 (nothing), 1
+    and 2 (``errors``). ``kind`` is a JailKind. ``identity`` tells programs of one host apart: it picks the
+    user when the host's is root.
     """
 
-    argv: tuple[str, ...]
-    files: Mapping[str, Path]
-    fds: tuple[int, ...]
-    errors: int
-    kind: JailKind
-    identity: int = 0
-    writable: Mapping[str, Path] = field(default_factory=dict)
-    devices: tuple[str, ...] = ()
-    environment: Mapping[str, str] | None = None
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        files: Mapping[str, str],
+        fds: tuple[int, ...],
+        errors: int,
+        kind: str,
+        identity: int = 0,
+        writable: Mapping[str, str] | None = None,
+        devices: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.argv, self.files, self.fds, self.errors = argv, files, fds, errors
+        self.kind, self.identity = kind, identity
+        self.writable, self.devices, self.environment = writable or {}, devices, environment
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        """What makes an equal one, in a form that marshal knows."""
+        files, writable, environment = dict(self.files), dict(self.writable), dict(self.environment or {})
+        fixed = (self.argv, files, self.fds, self.errors, self.kind, self.identity)
+        return (*fixed, writable, self.devices, environment)
 
 
-@dataclass(frozen=True)
 class JailedProcess:
     """A child of this process. ``lifeline`` must stay open while it is to live (until it has exec'd)."""
 
-    pid: int
-    lifeline: int
+    def __init__(self, pid: int, lifeline: int) -> None:
+        self.pid, self.lifeline = pid, lifeline
 
 
 def start(jailed: Jailed) -> JailedProcess:
@@ -99,13 +105,13 @@ def start(jailed: Jailed) -> JailedProcess:
     Only for single-threaded processes (RuntimeError otherwise). Raises OSError when the kernel refuses
     the namespaces.
     """
-    if Path("/proc/self/task").stat().st_nlink != 3:  # ., .. and the one thread
+    if os.stat("/proc/self/task").st_nlink != 3:  # ., .. and the one thread
         raise RuntimeError("a jailed program can only be started by a single-threaded process")
     waiting, lifeline = os.pipe()
-    flags = _NAMESPACES if jailed.kind is JailKind.NAMESPACES else 0
+    flags = _NAMESPACES if jailed.kind == "namespaces" else 0
     user = _host_user(jailed)
     try:
-        pid = linux.clone(flags, signal.SIGCHLD)
+        pid = linux.clone(flags, linux.SIGCHLD)
     except BaseException:
         os.close(lifeline)
         os.close(waiting)
@@ -114,24 +120,22 @@ def start(jailed: Jailed) -> JailedProcess:
         _child(jailed, user, waiting, lifeline)
     os.close(waiting)
     try:
-        if jailed.kind is JailKind.NAMESPACES:
+        if jailed.kind == "namespaces":
             _map_user(pid, user)
         os.write(lifeline, b"\0")
     except BaseException:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, linux.SIGKILL)
         os.waitpid(pid, 0)
         os.close(lifeline)
         raise
     return JailedProcess(pid, lifeline)
 
 
-@dataclass(frozen=True)
 class _HostUser:
     """Who the program is on the host. ``changed``: we are root, and it becomes somebody else."""
 
-    uid: int
-    gid: int
-    changed: bool
+    def __init__(self, uid: int, gid: int, *, changed: bool) -> None:
+        self.uid, self.gid, self.changed = uid, gid, changed
 
 
 def _host_user(jailed: Jailed) -> _HostUser:
@@ -139,7 +143,7 @@ def _host_user(jailed: Jailed) -> _HostUser:
         return _HostUser(os.geteuid(), os.getegid(), changed=False)
     uid = gid = FIRST_UID + jailed.identity % UID_COUNT
     if jailed.devices:
-        gid = Path(jailed.devices[0]).stat().st_gid
+        gid = os.stat(jailed.devices[0]).st_gid
     return _HostUser(uid, gid, changed=True)
 
 
@@ -168,17 +172,17 @@ def _child(jailed: Jailed, user: _HostUser, waiting: int, lifeline: int) -> None
         linux.leave_session_keyring()
         if os.read(waiting, 1) != b"\0":
             os._exit(JAIL_FAILED)
-        if jailed.kind is JailKind.NAMESPACES:
+        if jailed.kind == "namespaces":
             _enter_namespaces(jailed, user)
         else:
             _enter_landlock(jailed, user)
-        linux.die_with_parent(signal.SIGKILL)
+        linux.die_with_parent(linux.SIGKILL)
         os.set_blocking(waiting, False)
         if _at_end(waiting):
             os._exit(JAIL_FAILED)
         _keep_only(jailed)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (linux.SIGINT, linux.SIGHUP, linux.SIGPIPE):
+            linux.set_signal(number, linux.SIG_DFL)
         os.execve(jailed.argv[0], jailed.argv, dict(jailed.environment or {}))  # noqa: S606
     except BaseException as error:
         os.write(2, f"jail: {error}\n".encode("utf-8", "backslashreplace"))
@@ -227,7 +231,7 @@ def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
 def _bind(fd: int, path: str, flags: int) -> None:
     """Show the open file at ``path`` of the new root."""
     target = _SCAFFOLD + path
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     linux.mount(f"/proc/self/fd/{fd}", target, None, linux.MS_BIND)
     # Flags of the file system that the file comes from (noexec, perhaps) are locked: they must be kept.
@@ -241,7 +245,7 @@ def _enter_landlock(jailed: Jailed, user: _HostUser) -> None:
     ruleset = linux.landlock_ruleset(rights, _NET_RIGHTS if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
     allowed = [(host, _FS_READ_FILE | _FS_EXECUTE) for host in jailed.files.values()]
     allowed += [(host, _FS_READ_FILE | _FS_WRITE_FILE) for host in jailed.writable.values()]
-    allowed += [(Path(path), _FS_READ_FILE | _FS_WRITE_FILE | (rights & 1 << 15)) for path in jailed.devices]
+    allowed += [(path, _FS_READ_FILE | _FS_WRITE_FILE | (rights & 1 << 15)) for path in jailed.devices]
     for host, access in allowed:
         fd = os.open(host, os.O_PATH | os.O_CLOEXEC)
         linux.landlock_allow(ruleset, fd, access)

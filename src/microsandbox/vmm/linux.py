@@ -18,6 +18,9 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
     1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 )  # fmt: skip
 MNT_DETACH = 2
+#: Here because the module ``signal`` takes milliseconds to import. The same on all architectures of ours.
+SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGCHLD = 1, 2, 9, 13, 17
+SIG_DFL, SIG_IGN = 0, 1
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 1, 24, 28, 38
 #: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked: uid 0 gives no capabilities.
@@ -68,6 +71,11 @@ def _syscall(number: int, call: str, *arguments: int | bytes | ctypes.Array[ctyp
 def clone(flags: int, exit_signal: int) -> int:
     """As os.fork(), with new namespaces. Only for single-threaded processes whose child soon execs."""
     return _syscall(_SYS_CLONE, "clone", flags | exit_signal, 0, 0, 0, 0)
+
+
+def set_signal(number: int, disposition: int) -> None:
+    """Ignore a signal (SIG_IGN), or have it do what it does by default (SIG_DFL)."""
+    _libc.signal(number, ctypes.c_void_p(disposition))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

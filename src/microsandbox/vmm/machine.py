@@ -145,6 +145,11 @@ def qemu_arguments(machine: Machine, qemu: QemuInstallation, handles: Handles) -
     return argv
 
 
+def disk_node(index: int) -> str:
+    """QEMU's name for what is behind the disk in that slot."""
+    return f"file{index}"
+
+
 def _disk_arguments(index: int, disk: Disk | DiskSlot) -> list[str]:
     if isinstance(disk, DiskSlot):
         arguments, node = _slot_node(index, disk)
@@ -156,7 +161,7 @@ def _disk_arguments(index: int, disk: Disk | DiskSlot) -> list[str]:
 
 def _slot_node(index: int, slot: DiskSlot) -> tuple[list[str], str]:
     """As large as any disk that may come: a guest can be told of a new size, but need not wait for it."""
-    node, mode = f"file{index}", "on" if slot.read_only else "off"
+    node, mode = disk_node(index), "on" if slot.read_only else "off"
     null = f"driver=null-co,node-name={node},size={SLOT_SIZE},read-zeroes=on,read-only={mode}"
     return ["-blockdev", null], node
 
@@ -165,8 +170,8 @@ def _disk_node(index: int, disk: Disk) -> tuple[list[str], str]:
     # Locks are taken by the owner before the start. A full host disk must not stop the guest for ever
     # (QEMU's default): the guest sees the error.
     mode = "on" if disk.read_only else "off"
-    file = f"driver=file,node-name=file{index},filename=/dev/fdset/{index + 1},locking=off,read-only={mode}"
-    node = f"file{index}"
+    node = disk_node(index)
+    file = f"driver=file,node-name={node},filename=/dev/fdset/{index + 1},locking=off,read-only={mode}"
     arguments = ["-add-fd", f"fd={disk.fd},set={index + 1}"]
     arguments += ["-blockdev", file if disk.read_only else file + ",discard=unmap"]
     if disk.format != "raw":

@@ -1,7 +1,8 @@
-"""What QEMU says about its machine while it runs (QMP): why it shut down, which disk failed."""
+"""QEMU's monitor (QMP): what it says of its machine while that runs, and stopping the machine for a while."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
 from microsandbox.errors import VmmError
+from microsandbox.vmm.machine import disk_node
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class Monitor:
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
         self.shutdown_cause: str | None = None
         self._reported = ""
+        self._negotiated = asyncio.Event()
 
     async def connect(self, sock: socket.socket) -> None:
         """Negotiate. A machine that has ended already has nothing to say."""
@@ -33,13 +36,28 @@ class Monitor:
             await self._client.connect(sock)
         except (QMPError, OSError, EOFError) as error:
             log.debug("no QMP: %s", error)
+        finally:
+            self._negotiated.set()
+
+    async def pause(self) -> None:
+        """Stop the virtual processors, and write what disks hold back. Raises VmmError."""
+        await self.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the virtual processors go on. Raises VmmError."""
+        await self.execute("cont")
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
-        """Run a QMP command. Raises VmmError with QEMU's reason."""
+        """Run a QMP command, once that is possible. Raises VmmError with QEMU's reason."""
+        await self._negotiated.wait()
         try:
             return await self._client.execute(command, dict(arguments or {}))
         except (QMPError, OSError, EOFError) as error:
             raise VmmError(f"QEMU's {command} failed: {error}") from error
+
+    async def resize_disk(self, index: int, size: int) -> None:
+        """Tell the guest how large a disk is. Raises VmmError."""
+        await self.execute("block_resize", {"node-name": disk_node(index), "size": size})
 
     async def save_devices(self) -> bytes:
         """The state of all devices of a stopped machine. Raises VmmError."""

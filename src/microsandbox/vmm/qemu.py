@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from microsandbox._host import preload_library
 from microsandbox.errors import VmmError
-from microsandbox.vmm.jail import Jailed, JailedProcess, JailKind, start
+from microsandbox.vmm.jail import Jailed, JailedProcess, start
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.machine import Accelerator, Disk, Handles, Machine, QemuInstallation, qemu_arguments
 
 
@@ -76,44 +78,71 @@ class VirtualMachine:
         os.close(self._pidfd)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """QEMU's ends of its sockets, by number."""
+
+    agent: int
+    console: int
+    qmp: int
+    errors: int
+
+
 def launch(machine: Machine, qemu: QemuInstallation, jail: JailKind, *, identity: int) -> VirtualMachine:
     """Start QEMU and return at once. Only for single-threaded processes.
 
     ``identity`` is a number of this sandbox's own. Raises VmmError when the kernel refuses the jail; what
     QEMU itself has to complain about arrives on ``errors``.
     """
-    names = ("agent", "console", "qmp", "errors")
-    pairs = {name: socket.socketpair() for name in names}
+    pairs = {field.name: socket.socketpair() for field in fields(Ends)}
     with ExitStack() as theirs:
         for _, their_end in pairs.values():
             theirs.enter_context(their_end)
-        agent, console, qmp, errors = (pairs[name][1].fileno() for name in names)
-        shown = {name: _show(name, path, jail, theirs) for name, path in _own_files(machine).items()}
-        told = {name: file.path for name, file in shown.items()}
-        preload = told.pop("preload", None)
-        writable = {"ram"} if machine.ram is not None and machine.ram.shared else set()
-        fds = [agent, console, qmp, *(file.fd for file in shown.values() if file.fd is not None)]
-        fds += [disk.fd for disk in machine.disks if isinstance(disk, Disk)]
-        fds += [] if machine.state is None else [machine.state]
-        jailed = Jailed(
-            argv=tuple(qemu_arguments(machine, qemu, Handles(qmp, console, agent, **told))),
-            files={path: Path(path) for path in (qemu.binary, *qemu.files)}
-            | {file.place: file.host for name, file in shown.items() if name not in writable},
-            writable={shown[name].place: shown[name].host for name in writable},
-            fds=tuple(fds),
-            errors=errors,
-            kind=jail,
-            identity=identity,
-            devices=("/dev/kvm",) if machine.accelerator is Accelerator.KVM else (),
-            environment=loader_environment(qemu, preload),
-        )
+        ends = Ends(**{name: their_end.fileno() for name, (_, their_end) in pairs.items()})
+
+        def hold(path: Path) -> int:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            theirs.callback(os.close, fd)
+            return fd
+
         try:
-            process = start(jailed)
+            process = start(jailed_qemu(machine, qemu, jail, ends, hold, identity=identity))
         except OSError as error:
             for our_end, _ in pairs.values():
                 our_end.close()
             raise VmmError(f"the jail around QEMU cannot be made ({jail.value}): {error}") from error
     return VirtualMachine(process, **{name: our_end for name, (our_end, _) in pairs.items()})
+
+
+def jailed_qemu(
+    machine: Machine,
+    qemu: QemuInstallation,
+    jail: JailKind,
+    ends: Ends,
+    hold: Callable[[Path], int],
+    *,
+    identity: int,
+) -> Jailed:
+    """QEMU and its jail, ready to be started. ``hold`` opens a file and returns the number it will have."""
+    shown = {name: _show(name, path, jail, hold) for name, path in _own_files(machine).items()}
+    told = {name: file.path for name, file in shown.items()}
+    preload = told.pop("preload", None)
+    writable = {"ram"} if machine.ram is not None and machine.ram.shared else set()
+    fds = [ends.agent, ends.console, ends.qmp, *(file.fd for file in shown.values() if file.fd is not None)]
+    fds += [disk.fd for disk in machine.disks if isinstance(disk, Disk)]
+    fds += [] if machine.state is None else [machine.state]
+    return Jailed(
+        argv=tuple(qemu_arguments(machine, qemu, Handles(ends.qmp, ends.console, ends.agent, **told))),
+        files={path: path for path in (qemu.binary, *qemu.files)}
+        | {file.place: file.host for name, file in shown.items() if name not in writable},
+        writable={shown[name].place: shown[name].host for name in writable},
+        fds=tuple(fds),
+        errors=ends.errors,
+        kind=jail.value,
+        identity=identity,
+        devices=("/dev/kvm",) if machine.accelerator is Accelerator.KVM else (),
+        environment=loader_environment(qemu, preload),
+    )
 
 
 def _own_files(machine: Machine) -> dict[str, Path]:
@@ -134,18 +163,17 @@ class _ShownFile:
 
     path: str
     place: str
-    host: Path
+    host: str
     fd: int | None = None
 
 
-def _show(name: str, host: Path, jail: JailKind, stack: ExitStack) -> _ShownFile:
+def _show(name: str, host: Path, jail: JailKind, hold: Callable[[Path], int]) -> _ShownFile:
     if jail is JailKind.NAMESPACES:
         place = f"/guest/{name}"
-        return _ShownFile(place, place, host)
+        return _ShownFile(place, place, str(host))
     # The jailed user may not be able to follow the path, but it can open a descriptor again.
-    fd = os.open(host, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return _ShownFile(f"/proc/self/fd/{fd}", str(host), host, fd)
+    fd = hold(host)
+    return _ShownFile(f"/proc/self/fd/{fd}", str(host), str(host), fd)
 
 
 def loader_environment(qemu: QemuInstallation, preload: str | None = None) -> dict[str, str]:

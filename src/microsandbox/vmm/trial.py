@@ -19,7 +19,8 @@ from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.vmm.architecture import host_architecture
-from microsandbox.vmm.jail import Jailed, JailKind, start
+from microsandbox.vmm.jail import Jailed, start
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.machine import Accelerator, BootKernel, Machine, QemuInstallation
 from microsandbox.vmm.qemu import launch, loader_environment
 
@@ -29,7 +30,7 @@ def _try_jail(kind: JailKind, qemu: QemuInstallation) -> str | None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            files = {path: Path(path) for path in (qemu.binary, *qemu.files)}
+            files = {path: path for path in (qemu.binary, *qemu.files)}
             argv = (qemu.binary, "--version")
             environment = loader_environment(qemu)
             jailed = Jailed(argv, files, (), theirs.fileno(), kind, environment=environment)

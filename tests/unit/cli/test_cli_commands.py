@@ -65,24 +65,27 @@ Virtual machines as sandboxes
 Usage: msb [OPTIONS] <COMMAND>
 
 Sandboxes:
-  run      Run a command in a sandbox
-  create   Create a sandbox and boot it in the background
-  start    Start stopped sandboxes
-  stop     Stop sandboxes
-  list     List sandboxes [aliases: ls]
-  status   Show running sandboxes [aliases: ps]
-  remove   Remove sandboxes [aliases: rm]
-  exec     Run a command in an existing sandbox
-  inspect  Show a sandbox's configuration
+  run       Run a command in a sandbox
+  create    Create a sandbox and boot it in the background
+  start     Start stopped sandboxes
+  stop      Stop sandboxes
+  pause     Pause running sandboxes
+  resume    Resume paused sandboxes
+  list      List sandboxes [aliases: ls]
+  status    Show running sandboxes [aliases: ps]
+  remove    Remove sandboxes [aliases: rm]
+  exec      Run a command in an existing sandbox
+  inspect   Show a sandbox's configuration
 
 Images:
-  image    Manage images
-  pull     Download an image
-  load     Load images from an archive
+  image     Manage images
+  pull      Download an image
+  load      Load images from an archive
 
 Other:
-  doctor   Check what this host can do
-  help     Show help
+  template  Manage memory templates
+  doctor    Check what this host can do
+  help      Show help
 
 Options:
       --error, --warn, --info, --debug, --trace  Log level on standard error (default: silent)
@@ -288,6 +291,25 @@ def test_remove_by_label_and_by_force(msb, catalog):
 
 def test_stopping_what_is_stopped_is_fine(msb, catalog):
     assert msb("stop beta -q").returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_what_has_ended_is_neither_paused_nor_resumed(msb, catalog, verb):
+    done = msb(f"{verb} beta nobody alpha -q")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr.splitlines() == [
+        f"error: cannot {verb} sandbox 'beta': status is Stopped (expected Running or Paused)",
+        "error: sandbox not found: nobody",
+        f"error: cannot {verb} sandbox 'alpha': it is still being started",
+    ]
+    assert msb(verb).stderr.startswith("error: name a sandbox, or give a --label\n")
+
+
+def test_a_paused_one_is_listed_as_what_it_is(msb, catalog):
+    catalog.set_paused(catalog.get("alpha").id, True)
+    assert "paused" in msb("ls").stdout
+    assert msb("ls -q --running").stdout == msb("ls -q --stopped --label team=none").stdout == ""
+    assert json.loads(msb("ps --format json").stdout)[0]["status"] == "Paused"
 
 
 def test_a_reader_that_goes_away_is_no_error(msb, home):

@@ -26,7 +26,7 @@ def test_every_option_reaches_the_sandbox(monkeypatch, tmp_path):
         "--script-raw", "b=x", "--script-path", f"c:{script}", "--entrypoint", "run", "-H", "host",
         "-u", "1000:1000",
         "--pull", "never", "--oci-upper-size", "2G", "--log-level", "warn", "--max-duration", "1h",
-        "--idle-timeout", "90", "--no-net", "--security", "default",
+        "--idle-timeout", "90", "--pause-after", "1m", "--no-net", "--security", "default",
     )  # fmt: skip
     assert (wanted.name, wanted.generated, wanted.quiet, wanted.replaces) == ("box", False, True, True)
     options = parse_create(wanted.name, wanted.keywords, Home.open())
@@ -37,6 +37,7 @@ def test_every_option_reaches_the_sandbox(monkeypatch, tmp_path):
     assert (config.env, config.labels, config.hostname) == ((("A", "b"),), {"k": "v"}, "host")
     assert (config.user, config.entrypoint, config.pull_policy) == ("1000:1000", ("run",), "never")
     assert (config.log_level, config.max_duration_secs, config.idle_timeout_secs) == ("warn", 3600, 90)
+    assert config.pause_after_secs == 60
     assert config.scripts == {"a": "#!/bin/ash\necho\n", "b": "x", "c": "#!/bin/sh\n"}
     [tmpfs] = [mount for mount in config.tmpfs_mounts if mount.guest == "/t"]
     assert (tmpfs.size_mib, tmpfs.readonly) == (8, True)

@@ -8,8 +8,12 @@ import pytest
 
 from microsandbox.errors import ImageError, ImageInUseError, ImageNotFoundError
 from microsandbox.image.public import Image, image_store
+from microsandbox.store.config import Config
 from microsandbox.store.database import Database
+from microsandbox.store.files import partial_path
+from microsandbox.store.home import Home
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from microsandbox.template.store import Description, TemplateStore
 from tests.unit.image.image_building import (
     Built,
     docker_files,
@@ -91,6 +95,37 @@ async def test_an_image_in_use_stays_and_with_force_keeps_its_disk(store, home, 
     report = await store.prune()
     assert (report.references, report.manifests, report.layers, report.rootfs) == (0, 1, 2, 1)
     assert rows_of(home) == NOTHING and files_of(home) == []
+
+
+@pytest.fixture
+def templates(home):
+    """Publishes a template that has an image mounted; without arguments the ids of those that are there."""
+    found = TemplateStore(Home(home, Config()))
+
+    def templates(key=None, digest=None):
+        if key is not None:
+            partial = partial_path(found.root / key)
+            partial.mkdir(parents=True)
+            (partial / "ram").write_bytes(b"x" * 100_000)
+            found.publish(partial, key, Description("tcg", 1, 512, "6.1", "7.2", image=digest))
+        return found.ids()
+
+    return templates
+
+
+async def test_templates_go_with_their_image(store, templates):
+    templates("1" * 32, ONE.digest), templates("2" * 32, TWO.digest), templates("3" * 32)
+    await store.remove("alias")
+    assert templates() == ["1" * 32, "2" * 32, "3" * 32], "it has another name"
+    await store.remove("one:1")
+    assert templates() == ["2" * 32, "3" * 32]
+
+
+async def test_templates_are_pruned_with_their_image_and_counted(store, templates, sandboxes):
+    sandboxes.create("box", "{}", {}, ONE.digest)
+    templates("1" * 32, ONE.digest), templates("2" * 32, TWO.digest)
+    assert (await store.prune()).bytes_reclaimed > 100_000
+    assert templates() == ["1" * 32]
 
 
 async def test_prune_counts_what_it_removes_in_allocated_bytes(store, home, sandboxes):

@@ -48,6 +48,7 @@ def test_none_is_always_the_default(home, parse):
         ("entrypoint", (), "entrypoint", ()),
         ("max_duration", 1.1, "max_duration_secs", 2),
         ("idle_timeout", 0, "idle_timeout_secs", 0),
+        ("pause_after", 0.5, "pause_after_secs", 1),
         ("env", {"B": "2", "A": "1"}, "env", (("B", "2"), ("A", "1"))),
         ("labels", {"k": ""}, "labels", {"k": ""}),
         ("scripts", {"run.sh": "echo"}, "scripts", {"run.sh": "echo"}),
@@ -108,6 +109,7 @@ def test_a_replacement_timeout_implies_replacing(parse, options, replace, timeou
         ({"max_duration": float("inf")}, ValueError, "max_duration must be finite"),
         ({"idle_timeout": -1}, ValueError, "idle_timeout must be non-negative"),
         ({"idle_timeout": "5"}, TypeError, "must be real number, not str"),
+        ({"pause_after": -1}, ValueError, "pause_after must be non-negative"),
         ({"env": [("A", "1")]}, TypeError, "'list' object cannot be converted to 'PyDict'"),
         ({"env": {"A": 1}}, TypeError, "'int' object cannot be converted to 'PyString'"),
         (

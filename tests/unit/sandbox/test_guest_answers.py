@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from microsandbox.agent.protocol import MessageType
-from microsandbox.errors import FilesystemError, IoError
+from microsandbox.errors import FilesystemError, IoError, SandboxPausedError
 from microsandbox.sandbox import exec as exec_module
 from microsandbox.sandbox.exec_options import exec_request, parse_exec
 from microsandbox.sandbox.fs import SandboxFsOps
@@ -110,6 +110,22 @@ async def test_a_file_operation_on_a_silent_guest_can_be_given_up(guest):
         for operation in (SandboxFsOps(connection).write("/x", b"y"), SandboxFsOps(connection).read("/x")):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(operation, 0.2)
+
+
+async def test_a_paused_sandbox_is_an_error_of_its_own(guest, config):
+    refusal = {"kind": "sandbox_paused", "message": "the sandbox is paused; resume it first"}
+    connection, _ = await guest(
+        lambda kind, payload: [(M.ERROR, refusal)] if kind in (M.EXEC_REQUEST, M.FS_REQUEST) else []
+    )
+    options = parse_exec("true")
+    handle = await exec_module.start(connection, exec_request(options, config), options)
+    for waiting in (
+        handle.collect(),
+        SandboxFsOps(connection).exists("/"),
+        SandboxFsOps(connection).read("/"),
+    ):
+        with pytest.raises(SandboxPausedError, match="the sandbox is paused; resume it first"):
+            await asyncio.wait_for(waiting, 5)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ configs = st.builds(
     pull_policy=st.sampled_from(PullPolicy),
     max_duration_secs=st.none() | counts,
     idle_timeout_secs=st.none() | counts,
+    pause_after_secs=st.none() | counts,
     manifest_digest=st.none() | words,
 )
 
@@ -97,6 +98,12 @@ def test_the_document_is_that_of_microsandbox(parse):
         "enabled", "interface", "ports", "policy", "dns", "tls", "secrets", "max_connections",
         "trust_host_cas",
     }  # fmt: skip
+
+
+def test_what_microsandbox_does_not_know_is_written_only_if_it_was_asked_for(parse):
+    document = json.loads(dump_config(parse(pause_after=5, idle_timeout=9).config))
+    expected = {"max_duration_secs": None, "idle_timeout_secs": 9, "pause_after_secs": 5}
+    assert document["policy"] == expected
 
 
 def changed(config, **values):

@@ -23,6 +23,8 @@ def test_an_ordinary_sandbox_is_fine(config):
             labels={"team": "", "sandboxes": "x"},
             scripts={"a/run": "x", "b": ""},
             hostname="h" * 64,
+            pause_after_secs=5,
+            idle_timeout_secs=6,
         )
     )
 
@@ -58,6 +60,11 @@ def test_an_ordinary_sandbox_is_fine(config):
         ({"scripts": {"a": "x" * MAX_SCRIPT_BYTES}}, "scripts are larger than 3 MiB together"),
         ({"hostname": "h" * 65}, "hostname is too long: 65 bytes (max 64)"),
         ({"user": "a\0"}, "user must not contain a NUL byte: 'a\\x00'"),
+        ({"pause_after_secs": 0}, "pause_after must be greater than 0"),
+        (
+            {"pause_after_secs": 5, "idle_timeout_secs": 5},
+            "pause_after must be shorter than idle_timeout, got 5 s and 5 s",
+        ),
         # in order
         ({"cpus": 0, "memory_mib": 0, "labels": {"": ""}}, "cpus must be greater than 0"),
         ({"name": "", "cpus": 0}, "sandbox name is required"),

@@ -6,7 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from microsandbox.errors import SandboxAlreadyExistsError, SandboxNotFoundError, SandboxStillRunningError
+from microsandbox.errors import (
+    MicrosandboxError,
+    SandboxAlreadyExistsError,
+    SandboxNotFoundError,
+    SandboxStillRunningError,
+)
 from microsandbox.store.database import Database, DatabaseError
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
@@ -175,6 +180,39 @@ def test_files_are_taken_away_with_the_row_and_only_then(catalog):
     catalog.discard(row, lambda: taken.append("an older row's"))
     catalog.discard(newer, lambda: taken.append("its own"))
     assert taken == ["stopped", "orphan", "its own"]
+
+
+def test_a_pause_is_seen_and_ends(catalog):
+    row = create(catalog)
+    for paused, status in ((True, Status.PAUSED), (True, Status.PAUSED), (False, Status.RUNNING)):
+        assert catalog.set_paused(row.id, paused)
+        assert catalog.get("one").status is status
+    catalog.set_paused(row.id, True)
+    with pytest.raises(MicrosandboxError, match="status is Paused"):
+        catalog.begin_start("one")
+    with pytest.raises(SandboxStillRunningError, match="still running"):
+        catalog.remove("one", lambda: None)
+    catalog.set_draining(row.id)
+    assert catalog.get("one").status is Status.DRAINING
+
+
+def test_what_drains_or_has_ended_is_not_paused(catalog):
+    row = create(catalog)
+    catalog.set_draining(row.id)
+    assert not catalog.set_paused(row.id, True)
+    assert catalog.get("one").status is Status.DRAINING
+    end(catalog, row)
+    assert not catalog.set_paused(row.id, True)
+    assert not catalog.set_paused(row.id, False)
+    assert catalog.get("one").status is Status.STOPPED
+
+
+def test_a_paused_row_whose_process_has_died_is_found_crashed(catalog, path):
+    row = create(catalog)
+    catalog.set_paused(row.id, True)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE run SET pid_started = pid_started - 1")
+    assert catalog.get("one").status is Status.CRASHED
 
 
 def test_a_drain_after_the_end_changes_nothing(catalog):

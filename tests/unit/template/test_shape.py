@@ -9,7 +9,7 @@ import pytest
 from microsandbox.template import shape as shapes
 from microsandbox.template.shape import ImageRoot, Shape
 from microsandbox.vmm.host import Host, JailVerdict, Verdict
-from microsandbox.vmm.jail import JailKind
+from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import GuestKernel
 from microsandbox.vmm.machine import Accelerator, Disk, QemuInstallation, RamFile
 
