@@ -9,7 +9,7 @@ help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
 		printf '  make %-12s %s\n' "$$target" "$$text"; done
 
-setup: ## Install what is missing: packages, .venv, guest kernel
+setup: ## Install what is missing: packages, .venv, guest kernel, template
 	@scripts/setup.sh
 
 demo: setup $(DEMO_IMAGE) ## From a fresh machine to real work in a sandbox

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make a checkout usable: Debian packages that are missing, a virtual environment, the guest kernel.
+# Make a checkout usable: Debian packages that are missing, a virtual environment, the guest kernel and the
+# memory template that sandboxes of the default shape start from.
 #
 #   setup.sh        what running sandboxes and the demo need
 #   setup.sh --dev  and what the tests and benchmarks need

@@ -9,7 +9,7 @@ from microsandbox.cli import output
 from microsandbox.cli.failures import FAILURE
 from microsandbox.cli.model import Invocation
 from microsandbox.doctor import Check, Status, run_checks
-from microsandbox.errors import MicrosandboxError
+from microsandbox.errors import MicrosandboxError, TemplateError
 from microsandbox.store.home import Home
 
 _MARKS = {
@@ -52,9 +52,12 @@ def _prepare(home: Home, *, quiet: bool) -> None:
         prepare_kernel(
             home, progress=None if quiet else lambda what: print(f"kernel: {what}", file=sys.stderr)
         )
-    with suppress(MicrosandboxError):  # the checks say what is wrong
-        if templates_wanted():
-            asyncio.run(Template.build())
+    with suppress(MicrosandboxError):  # the checks say what the host lacks
+        try:
+            if templates_wanted():
+                asyncio.run(Template.build())
+        except TemplateError as error:
+            output.warn(f"the memory template was not built: {error}")
 
 
 def _show(check: Check, width: int) -> None:

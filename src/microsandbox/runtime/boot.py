@@ -87,7 +87,7 @@ class Handshake:
     def __init__(self, guest: GuestLink) -> None:
         self._guest = guest
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
-        guest.on_frame = self._frames.put_nowait
+        guest.deliver_to(self._frames.put_nowait)
 
     async def hello(self) -> None:
         """Wait for a guest that is nobody's yet."""

@@ -22,7 +22,7 @@ class GuestLink(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
-        self.on_frame: Callable[[Frame], None] = lambda _: None
+        self._receive: Callable[[Frame], None] | None = None
         self.on_writable: Callable[[bool], None] = lambda _: None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.writable = True
@@ -33,6 +33,12 @@ class GuestLink(asyncio.Protocol):
     async def open(cls, sock: socket.socket) -> GuestLink:
         _, link = await asyncio.get_running_loop().create_connection(cls, sock=sock)
         return link
+
+    def deliver_to(self, receive: Callable[[Frame], None]) -> None:
+        """Hand every frame to ``receive`` from now on. Nothing is read before somebody wants it."""
+        if self._receive is None:
+            self._transport.resume_reading()
+        self._receive = receive
 
     def send(self, frame: Frame) -> None:
         """Queue a frame for the guest; when the link is gone it goes nowhere."""
@@ -57,13 +63,15 @@ class GuestLink(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         if self.lost.done():
             return
         try:
             for frame in self._splitter.feed(data):
-                self.on_frame(frame)
+                assert self._receive is not None
+                self._receive(frame)
         except ProtocolError as error:
             self.broken = True
             self._end(f"the guest broke the agent protocol: {error}")

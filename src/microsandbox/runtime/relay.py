@@ -164,7 +164,7 @@ class Relay:
         """Accept clients on a listening Unix socket; those that already wait in its backlog come first."""
         self._ready = ready
         self.last_activity = time.monotonic()
-        self._guest.on_frame = self._from_guest
+        self._guest.deliver_to(self._from_guest)
         self._guest.on_writable = lambda _: self.update_reading()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Client(self), sock=listener)

@@ -7,8 +7,9 @@ import pytest
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime import spawn as spawning
-from microsandbox.runtime.plan import LaunchPlan
+from microsandbox.runtime.plan import LaunchPlan, Parcel
 from microsandbox.runtime.spawn import SpawnMode, spawn
+from microsandbox.vmm.jail import Jailed
 
 
 class Slot:
@@ -19,12 +20,13 @@ class Slot:
 
 
 @pytest.fixture
-def plan(tmp_path):
-    return LaunchPlan(
+def parcel(tmp_path):
+    plan = LaunchPlan(
         name="box", sandbox_id=1, run_id=1, database=str(tmp_path / "db"), directory=str(tmp_path / "box"),
         agent_socket=str(tmp_path / "sock"), qemu={}, jail="namespaces", kernel="", initramfs="",
         accelerator="tcg", cpus=1, memory_mib=64, disks=(), boot={},
     )  # fmt: skip
+    return Parcel(plan, Jailed(("/bin/true",), {}, (), 2, "namespaces"), None, ())
 
 
 @pytest.fixture
@@ -52,33 +54,33 @@ def children():
     ],
 )
 @pytest.mark.parametrize("mode", list(SpawnMode))
-async def test_a_wrong_startup_line_ends_it(plan, supervisor, script, text, mode):
+async def test_a_wrong_startup_line_ends_it(parcel, supervisor, script, text, mode):
     supervisor(script)
     slot = Slot()
     before, running = len(os.listdir("/proc/self/fd")), children()
     with pytest.raises(MicrosandboxError, match=f"^runtime error: .*{text}"):
-        await spawn(plan, (), mode, reservation=slot)
+        await spawn(parcel, (), mode, reservation=slot)
     assert slot.released == 1
     assert children() == running
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_startup_line_that_does_not_come_is_a_timeout(plan, supervisor, monkeypatch):
+async def test_a_startup_line_that_does_not_come_is_a_timeout(parcel, supervisor, monkeypatch):
     supervisor("sleep 100")
     monkeypatch.setattr(spawning, "STARTUP_TIMEOUT", 0.3)
     running = children()
     with pytest.raises(
         MicrosandboxError, match=r"sandbox startup timeout: no JSON received within 0\.3 seconds"
     ):
-        await spawn(plan, (), SpawnMode.DETACHED)
+        await spawn(parcel, (), SpawnMode.DETACHED)
     assert children() == running
 
 
 @pytest.mark.parametrize("mode", list(SpawnMode))
-async def test_a_cancelled_spawn_leaves_no_process(plan, supervisor, mode):
+async def test_a_cancelled_spawn_leaves_no_process(parcel, supervisor, mode):
     supervisor("sleep 100")
     running = children()
-    starting = asyncio.ensure_future(spawn(plan, (), mode))
+    starting = asyncio.ensure_future(spawn(parcel, (), mode))
     while children() == running:
         await asyncio.sleep(0.01)
     starting.cancel()
@@ -87,12 +89,12 @@ async def test_a_cancelled_spawn_leaves_no_process(plan, supervisor, mode):
     assert children() == running
 
 
-async def test_the_supervisor_gets_its_descriptors_at_their_numbers(plan, supervisor, tmp_path):
+async def test_the_supervisor_gets_its_descriptors_at_their_numbers(parcel, supervisor, tmp_path):
     supervisor('ls -l /proc/self/fd > "$OUT"; echo "{\\"pid\\": $$}"; exec sleep 100')
     os.environ["OUT"] = str(tmp_path / "fds")
     disk = os.open("/etc/passwd", os.O_RDONLY)
     try:
-        handle = await spawn(plan, (disk,), SpawnMode.ATTACHED)
+        handle = await spawn(parcel, (disk,), SpawnMode.ATTACHED)
         listing = (tmp_path / "fds").read_text()
         assert " 97 -> pipe:" in listing
         assert " 98 -> /memfd:launch-plan" in listing

@@ -6,9 +6,9 @@ Busybox is the only file in the jail.
 import os
 import socket
 import sys
-from pathlib import Path
 
-from microsandbox.vmm.jail import Jailed, JailKind, start
+from microsandbox.vmm.jail import Jailed, start
+from microsandbox.vmm.jail_kind import JailKind
 
 BUSYBOX = "/bin/busybox"
 
@@ -19,7 +19,7 @@ def main() -> int:
     secret = os.open("/etc/passwd", os.O_RDONLY)
     os.set_inheritable(secret, True)  # a descriptor that somebody forgot must not get in either
     jailed = Jailed(
-        (BUSYBOX, "sh", "-c", script), {BUSYBOX: Path(BUSYBOX)}, (), theirs.fileno(), JailKind(kind), 42
+        (BUSYBOX, "sh", "-c", script), {BUSYBOX: BUSYBOX}, (), theirs.fileno(), JailKind(kind), 42
     )
     process = start(jailed)
     theirs.close()

@@ -155,7 +155,8 @@ def test_no_descriptor_leaks_into_it(kind):
 
 def test_a_program_that_cannot_be_started_says_why(tmp_path):
     code = (
-        "import os; from pathlib import Path; from microsandbox.vmm.jail import *\n"
+        "import os; from microsandbox.vmm.jail import *\n"
+        "from microsandbox.vmm.jail_kind import JailKind\n"
         "p = start(Jailed(('/no/such/program',), {}, (), 2, JailKind.NAMESPACES))\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(p.pid, 0)[1]))"
     )
@@ -172,6 +173,7 @@ def test_a_program_that_cannot_be_started_says_why(tmp_path):
 def test_a_process_with_threads_may_not_start_one():
     code = (
         "import threading; from microsandbox.vmm.jail import *\n"
+        "from microsandbox.vmm.jail_kind import JailKind\n"
         "e = threading.Event(); t = threading.Thread(target=e.wait); t.start()\n"
         "try: start(Jailed(('/bin/true',), {}, (), 2, JailKind.NAMESPACES))\n"
         "except RuntimeError as error: print(error)\n"
@@ -212,8 +214,9 @@ def test_a_home_on_a_noexec_mount_is_no_obstacle(tmp_path):
     try:
         (tmp_path / "kernel").write_text("content")
         code = (
-            "import os; from pathlib import Path; from microsandbox.vmm.jail import *\n"
-            f"files = {{'{BB}': Path('{BB}'), '/guest/kernel': Path('{tmp_path}/kernel')}}\n"
+            "import os; from microsandbox.vmm.jail import *\n"
+            "from microsandbox.vmm.jail_kind import JailKind\n"
+            f"files = {{'{BB}': '{BB}', '/guest/kernel': '{tmp_path}/kernel'}}\n"
             f"p = start(Jailed(('{BB}', 'cat', '/guest/kernel'), files, (), 1, JailKind.NAMESPACES))\n"
             "print(os.waitstatus_to_exitcode(os.waitpid(p.pid, 0)[1]))"
         )
