@@ -47,6 +47,9 @@ class BootFailure(Exception):
     stage: str = "other"
     errno: int | None = None
 
+    def __str__(self) -> str:
+        return self.message
+
     def save(self, path: Path) -> None:
         document = {
             "t": time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()),

@@ -35,7 +35,6 @@ from microsandbox.vmm.qemu import launch
 
 #: Seconds for one template. Generous: at the lowest priority on a busy host a boot takes its time.
 BUILD_TIMEOUT = 300.0
-_FAULTS_OF_IMAGES = frozenset({"mount", "image"})
 #: Where a machine is that says hello: the root disks are /dev/vda and /dev/vdb, see ROOT_SLOTS.
 ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "upper_fstype": "ext4"}
 

@@ -42,7 +42,6 @@ _MANIFEST, _LOCK = "manifest", ".lock"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TOUCH_INTERVAL = 3600.0
 _MAX_MANIFEST_BYTES = 64 << 10
-_HEXADECIMAL = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -227,10 +226,6 @@ class TemplateStore:
             for entry in os.scandir(self.root):
                 if _KEY.fullmatch(entry.name) and entry.is_dir():
                     yield Path(entry.path).absolute()
-
-
-def _is_key(name: str) -> bool:
-    return len(name) == 32 and set(name) <= _HEXADECIMAL
 
 
 def discard_template(root: Path, key: str) -> bool:
