@@ -27,7 +27,7 @@ class RunningMachine:
         self.console: LogStream
         self.errors: LogStream
         self.exited: asyncio.Future[int] = asyncio.ensure_future(vm.wait())
-        self._monitoring = asyncio.ensure_future(monitor.connect(vm.qmp))
+        self._monitoring: asyncio.Future[None] | None = None
 
     @classmethod
     async def attach(cls, vm: VirtualMachine, name: str, logs: Path) -> RunningMachine:
@@ -38,12 +38,17 @@ class RunningMachine:
         running.guest = await GuestLink.open(vm.agent)
         return running
 
+    def watch(self) -> None:
+        """Have QEMU report what happens, and take commands."""
+        self._monitoring = asyncio.ensure_future(self.monitor.connect(self.vm.qmp))
+
     async def end(self) -> None:
         """Kill the machine unless it has ended, and see it gone."""
         self.vm.kill()
         await self.exited
-        await self._monitoring  # the end of the machine is the end of its QMP connection too
-        await self.monitor.close()
+        if self._monitoring is not None:
+            await self._monitoring  # the end of the machine is the end of its QMP connection too
+            await self.monitor.close()
         self.guest.close()
 
     async def why(self, failure: LinkLost) -> BootFailure:

@@ -130,6 +130,7 @@ class Supervisor:
             await relay.serve(self._listener, ready)
             self._serving = relay, pausing
             self._trace.mark("relay serves")
+            machine.watch()
             self._start_timers(machine.guest, relay, pausing)
             self._start(self._settle_in())
             await asyncio.wait(

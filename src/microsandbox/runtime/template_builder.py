@@ -92,6 +92,7 @@ class Builder:
         # Counted from the other end than sandboxes are: no builder is any sandbox's user.
         vm = launch(machine, shape.host.qemu, shape.host.jail.kind, identity=-os.getpid())
         running = await RunningMachine.attach(vm, "template", self.store.root / "logs")
+        running.watch()
         try:
             async with asyncio.timeout(BUILD_TIMEOUT):
                 yield running

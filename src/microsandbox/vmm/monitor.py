@@ -1,4 +1,7 @@
-"""QEMU's monitor (QMP): what it says of its machine while that runs, and stopping the machine for a while."""
+"""QEMU's monitor (QMP): what it says of its machine while that runs, and stopping the machine for a while.
+
+The library is imported with the first connection: nothing on the way to a running guest needs it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
-
-from qemu.qmp import EventListener, Message, QMPClient, QMPError
+from typing import TYPE_CHECKING, Any
 
 from microsandbox.errors import VmmError
 from microsandbox.vmm.machine import disk_node
+
+if TYPE_CHECKING:
+    from qemu.qmp import Message, QMPClient
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +25,8 @@ class Monitor:
     """The QMP connection of one machine."""
 
     def __init__(self, name: str) -> None:
-        self._client = QMPClient(name)
-        self._client.logger.setLevel(logging.CRITICAL + 1)  # a machine that ends takes its monitor along
-        self._listener = EventListener(("SHUTDOWN", "BLOCK_IO_ERROR"), self._on_event)
-        self._client.register_listener(self._listener)
+        self._name = name
+        self._client: QMPClient | None = None
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
         self.shutdown_cause: str | None = None
         self._reported = ""
@@ -32,8 +34,13 @@ class Monitor:
 
     async def connect(self, sock: socket.socket) -> None:
         """Negotiate. A machine that has ended already has nothing to say."""
+        from qemu.qmp import EventListener, QMPClient, QMPError
+
+        self._client = client = QMPClient(self._name)
+        client.logger.setLevel(logging.CRITICAL + 1)  # a machine that ends takes its monitor along
+        client.register_listener(EventListener(("SHUTDOWN", "BLOCK_IO_ERROR"), self._on_event))
         try:
-            await self._client.connect(sock)
+            await client.connect(sock)
         except (QMPError, OSError, EOFError) as error:
             log.debug("no QMP: %s", error)
         finally:
@@ -49,7 +56,10 @@ class Monitor:
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run a QMP command, once that is possible. Raises VmmError with QEMU's reason."""
+        from qemu.qmp import QMPError
+
         await self._negotiated.wait()
+        assert self._client is not None
         try:
             return await self._client.execute(command, dict(arguments or {}))
         except (QMPError, OSError, EOFError) as error:
@@ -61,6 +71,8 @@ class Monitor:
 
     async def save_devices(self) -> bytes:
         """The state of all devices of a stopped machine. Raises VmmError."""
+        await self._negotiated.wait()
+        assert self._client is not None
         with os.fdopen(os.memfd_create("devices", os.MFD_CLOEXEC), "rb", buffering=0) as file:
             writing = os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -75,6 +87,10 @@ class Monitor:
             return file.read()
 
     async def close(self) -> None:
+        from qemu.qmp import QMPError
+
+        if self._client is None:
+            return
         try:
             await self._client.disconnect()
         except (QMPError, OSError, EOFError) as error:
