@@ -37,7 +37,7 @@ fuzz: ## Fuzz the guest agent's parsers, a minute each
 
 bench: setup $(DEMO_IMAGE) ## Print the figures of docs/performance.md
 	@scripts/setup.sh --dev
-	@$(PYTHON) -m benchmarks basics start podman exec idle
+	@$(PYTHON) -m benchmarks basics start pool podman exec idle
 
 bench-scale: setup ## Measure 100 sandboxes at once, as many as fit, and creates per second: minutes
 	@scripts/setup.sh --dev

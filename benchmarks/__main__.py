@@ -10,6 +10,7 @@ import sys
 SUBJECTS = {
     "basics": "start of the command, image load, cold boot, exec, throughput, memory (the default)",
     "start": "create + exec from a memory template against a cold boot",
+    "pool": "a sandbox from a pool against making one",
     "podman": "msb run against podman run",
     "exec": "exec in a running sandbox against podman exec",
     "idle": "memory and CPU of a sandbox that does nothing",

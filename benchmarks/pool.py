@@ -4,7 +4,8 @@ import asyncio
 import statistics
 import time
 
-from benchmarks.measure import broken, report
+from benchmarks.home import BUSYBOX, load_busybox, temporary_home
+from benchmarks.measure import finish, promise, report
 from microsandbox import Sandbox, SandboxPool
 
 ROUNDS = 10
@@ -21,11 +22,9 @@ async def pool(image):
             made.append(await _first_command(Sandbox.create("bench-made", image=image, replace=True)))
             pooled.append(await _first_command(ready.acquire()))
     making, taking = statistics.median(made), statistics.median(pooled)
-    what = "pool.acquire() and exec of /bin/true"
-    ratio = taking / making
-    report(what, f"{taking:.1f} ms", f"{ratio:.2f} x create() and exec ({making:.0f} ms), at most {AT_MOST}")
-    if ratio > AT_MOST:
-        broken.append(what)
+    report("create + exec /bin/true beside a pool", f"{making:.0f} ms")
+    report("pool.acquire() + exec /bin/true", f"{taking:.1f} ms")
+    promise("the same, of create + exec", taking / making, AT_MOST, "x")
 
 
 async def _first_command(getting):
@@ -39,3 +38,14 @@ async def _first_command(getting):
 async def _full(ready):
     while ready.ready < ready.size:
         await asyncio.sleep(0.01)
+
+
+async def _measure(home):
+    await load_busybox(home)
+    await pool(BUSYBOX)
+
+
+if __name__ == "__main__":
+    with temporary_home() as home:
+        asyncio.run(_measure(home))
+    finish()

@@ -5,6 +5,7 @@ import asyncio
 import os
 import time
 
+from benchmarks.bare import BareResume
 from benchmarks.home import BUSYBOX, load_busybox, temporary_home
 from benchmarks.measure import finish, interleaved, promise, report
 from microsandbox import Sandbox
@@ -33,10 +34,12 @@ def main():
             finally:
                 del os.environ["MSB_TEMPLATES"]
 
-        medians = interleaved(rounds, warm=lambda: runner.run(first_command()), cold=cold)
+        medians = interleaved(rounds, warm=lambda: runner.run(first_command()), cold=cold, bare=BareResume())
     report("create + exec /bin/true, cold", f"{medians['cold']:.0f} ms")
     report("create + exec /bin/true, warm", f"{medians['warm']:.0f} ms")
-    promise("the same, warm to cold", medians["warm"] / medians["cold"], 0.3, "x")
+    report("QEMU alone, resumed to the agent's first reply", f"{medians['bare']:.0f} ms")
+    promise("create + exec, warm to cold", medians["warm"] / medians["cold"], 0.3, "x")
+    promise("create + exec, warm to QEMU alone", medians["warm"] / medians["bare"], 2, "x")
 
 
 if __name__ == "__main__":
