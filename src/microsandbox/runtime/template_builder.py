@@ -97,7 +97,10 @@ class Builder:
             async with asyncio.timeout(BUILD_TIMEOUT):
                 yield running
         except LinkLost as lost:
-            raise await running.why(lost) from lost
+            failure = await running.why(lost)
+            if running.exited.done() and running.exited.result() == -signal.SIGBUS:
+                failure = BootFailure(f"no space left on device for the guest's memory in {self.store.root}")
+            raise failure from lost
         except TimeoutError:
             raise BootFailure(f"not ready after {BUILD_TIMEOUT:g} s") from None
         finally:

@@ -149,10 +149,21 @@ def copy_sparse(source: Path, target: Path, *, size: int | None = None) -> None:
         os.ftruncate(write.fileno(), max(size or 0, length))
         for start, end in _extents(read.fileno(), length):
             while start < end:
-                copied = os.copy_file_range(read.fileno(), write.fileno(), end - start, start, start)
+                copied = _copy_piece(read.fileno(), write.fileno(), start, end)
                 if not copied:
                     raise OSError(errno.EIO, "file shrank while it was copied", str(source))
                 start += copied
+
+
+def _copy_piece(read: int, write: int, start: int, end: int) -> int:
+    """Some of what lies between two positions; the number of bytes."""
+    try:
+        return os.copy_file_range(read, write, end - start, start, start)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    os.lseek(write, start, os.SEEK_SET)  # another kind of file system: nothing to share, but to copy
+    return os.sendfile(write, read, start, end - start)
 
 
 def sparse_digest(fd: int) -> str:

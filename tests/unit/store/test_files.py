@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -188,6 +190,16 @@ def test_a_copy_has_the_digest_of_what_it_was_copied_from(tmp_path):
     source = sparse_file(tmp_path / "source", 8 << 20, (0, b"a" * 5000), (4 << 20, b"b" * 100_000))
     copy_sparse(source, tmp_path / "copy")
     assert digest(tmp_path / "copy") == digest(source)
+
+
+def test_a_copy_to_another_file_system_is_the_same():
+    """Where the kernel cannot share extents, and refuses to copy them itself."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as there, tempfile.TemporaryDirectory() as here:
+        assert os.stat(there).st_dev != os.stat(here).st_dev
+        source = sparse_file(Path(here, "source"), 8 << 20, (0, b"a" * 8192), (4 << 20, b"b" * 81_920))
+        copy_sparse(source, Path(there, "copy"))
+        assert digest(Path(there, "copy")) == digest(source)
+        assert Path(there, "copy").stat().st_blocks * 512 < 1 << 20
 
 
 def test_the_digest_of_holes_reads_nothing(tmp_path):
