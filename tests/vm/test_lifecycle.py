@@ -269,9 +269,13 @@ async def test_progress_events_come_before_the_sandbox(busybox, name):
     await Sandbox.remove(name)
 
 
-async def test_cancelling_a_create_takes_everything_back(busybox, name, session_home):
+@pytest.mark.parametrize(("templates", "seconds"), [("off", 0.7), ("auto", 0.06)])
+async def test_cancelling_a_create_takes_everything_back(
+    busybox, name, session_home, monkeypatch, templates, seconds
+):
+    monkeypatch.setenv("MSB_TEMPLATES", templates)
     creating = asyncio.ensure_future(Sandbox.create(name, image=busybox))
-    await asyncio.sleep(0.7)  # somewhere in the boot
+    await asyncio.sleep(seconds)  # somewhere in the boot, or the resumption
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating

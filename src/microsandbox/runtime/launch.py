@@ -110,10 +110,12 @@ def _announce() -> None:
 def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watchdog: int | None) -> int:
     import asyncio
     import logging
+    import signal
 
     from microsandbox.runtime.log_files import RotatingFile, RuntimeLog
     from microsandbox.runtime.supervisor import Supervisor, record_launch_failure
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ignored already, but asyncio asks the interpreter
     file = RotatingFile(plan.logs / "runtime.log")
     os.dup2(file.fd, 2)
     logging.basicConfig(
