@@ -73,6 +73,8 @@ class LaunchPlan:
     #: Where templates are, which one to go on from, and how one is built when the sandbox runs.
     templates: str = ""
     template: TemplatePlan | None = None
+    #: For a guest to go on from its template: as long as a very busy host may need.
+    resume_timeout: float = 60.0
     #: Whether the guest is told its configuration before the supervisor is there to do it.
     told: bool = False
     builder: BuilderPlan | None = None

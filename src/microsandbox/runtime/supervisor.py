@@ -45,8 +45,6 @@ FLUSH_WINDOW = 8.0
 ORPHAN_FLUSH_WINDOW = 4.0
 #: Seconds between settings of the guest's clock.
 CLOCK_INTERVAL = 60.0
-#: Seconds for a guest to go on from a template: as long as a very busy host may need.
-RESUME_TIMEOUT = 60.0
 _DETACH = b"\x01"
 
 log = logging.getLogger(__name__)
@@ -173,7 +171,7 @@ class Supervisor:
 
     async def _bring_up(self, config: Mapping[str, Any], *, resumed: bool) -> Frame | None:
         machine = self._machine
-        timeout = RESUME_TIMEOUT if resumed else BOOT_TIMEOUT
+        timeout = self._plan.resume_timeout if resumed else BOOT_TIMEOUT
         boot = asyncio.ensure_future(
             bring_up(
                 machine.guest,
