@@ -138,7 +138,11 @@ async def remove(context: Context, name: str) -> None:
             if not directory.is_dir():
                 raise
             context.sandboxes.remove_files(name, doomed.take_away)
-        await asyncio.to_thread(doomed.delete)
+        deleting = asyncio.ensure_future(asyncio.to_thread(doomed.delete))
+        try:
+            await asyncio.shield(deleting)
+        finally:  # a thread goes on when it is cancelled, and files would be left for a while
+            await asyncio.wait((deleting,))
 
 
 class Doomed:

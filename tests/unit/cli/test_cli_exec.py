@@ -228,7 +228,9 @@ def test_the_terminal_is_restored_when_we_are_terminated(env):
 def test_a_window_that_changes_changes_in_the_guest(env):
     master, slave = pty.openpty()
     resize(master, 24, 80)
-    script = "trap 'stty size; exit' WINCH; echo up; while :; do sleep 0.05; done"
+    script = (
+        "trap 'stty size' WINCH; echo up; until stty size | grep -q '40 120'; do sleep 0.05; done; stty size"
+    )
     process = start(
         env, "exec", "-t", "box", "--", "bash", "-c", script, stdin=slave, stdout=slave, stderr=slave,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
