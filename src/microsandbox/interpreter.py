@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+
+#: What a process that is started must not inherit from a program of somebody else's: signals that it ignores.
+DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
 
 from microsandbox.errors import TemplateError
-from microsandbox.interpreter import module_command, module_environment
+from microsandbox.interpreter import DEFAULT_SIGNALS, module_command, module_environment
 from microsandbox.tools import last_lines
 
 _BUILDER = "microsandbox.runtime.template_builder"
@@ -91,7 +90,7 @@ def _start(argv: list[str], output: int) -> None:
                 file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 2)],
                 setsid=True,
                 setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE),
+                setsigdef=DEFAULT_SIGNALS,
             )
         finally:
             os._exit(0)

@@ -9,14 +9,13 @@ import asyncio
 import fcntl
 import json
 import os
-import signal
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
-from microsandbox.interpreter import module_command, module_environment
+from microsandbox.interpreter import DEFAULT_SIGNALS, module_command, module_environment
 from microsandbox.runtime import standby
 from microsandbox.runtime.descriptors import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD
 from microsandbox.runtime.plan import Parcel
@@ -28,7 +27,6 @@ STARTUP_TIMEOUT = 30.0
 _STARTUP_LINE_LIMIT = 4096
 #: Descriptors are moved above this first, so that giving one its final number never overwrites another.
 _HIGH_FD = 200
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
 
 
 class SpawnMode(Enum):
@@ -127,7 +125,7 @@ def _spawn(arguments: Sequence[str], placed: Iterable[tuple[int, int]], mode: Sp
         file_actions=actions,
         setsid=mode is SpawnMode.DETACHED,
         setsigmask=(),
-        setsigdef=_SIGNALS,
+        setsigdef=DEFAULT_SIGNALS,
     )
 
 

@@ -15,7 +15,6 @@ import socket
 from collections.abc import Iterable, Sequence
 
 _MAX_MESSAGE, _MAX_DESCRIPTORS = 4096, 32
-_HIGH_FD = 200
 _waiting: Standby | None = None
 
 

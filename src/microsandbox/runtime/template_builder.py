@@ -26,7 +26,7 @@ from microsandbox.runtime.disks import make_upper, open_locked
 from microsandbox.runtime.running_machine import RunningMachine
 from microsandbox.store.files import make_private, partial_path, remove_tree, write_atomically
 from microsandbox.store.home import Home
-from microsandbox.template.shape import ImageRoot, Shape
+from microsandbox.template.shape import ROOT, ImageRoot, Shape
 from microsandbox.template.store import RAM, STATE, UPPER, Description, StoredTemplate, TemplateStore
 from microsandbox.vmm.host import examine_host
 from microsandbox.vmm.kernel import prepare_kernel
@@ -35,8 +35,6 @@ from microsandbox.vmm.qemu import launch
 
 #: Seconds for one template. Generous: at the lowest priority on a busy host a boot takes its time.
 BUILD_TIMEOUT = 300.0
-#: Where a machine is that says hello: the root disks are /dev/vda and /dev/vdb, see ROOT_SLOTS.
-ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "upper_fstype": "ext4"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.templates import Start
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+from microsandbox.template.shape import ROOT
 from microsandbox.vmm.host import Host, examine_host
 from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
@@ -159,12 +160,7 @@ def _boot_config(config: SandboxConfig) -> dict[str, Any]:
     return {
         "hostname": config.guest_hostname,
         "machine_id": secrets.token_hex(16),
-        "root": {
-            "lower": "/dev/vda",
-            "lower_fstype": "squashfs",
-            "upper": "/dev/vdb",
-            "upper_fstype": "ext4",
-        },
+        "root": ROOT,
         "tmpfs": tmpfs,
         "env": [],
         "user": config.user,

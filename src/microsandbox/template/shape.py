@@ -28,6 +28,8 @@ from microsandbox.vmm.machine import (
 _FORMAT = 1
 #: The root disks of every sandbox, in the order of their PCI slots.
 ROOT_SLOTS = (DiskSlot("rootfs", read_only=True), DiskSlot("upper", read_only=False))
+#: What the guest finds in them, as the agent is told.
+ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "upper_fstype": "ext4"}
 _NO_FILE = Path("/")
 
 
