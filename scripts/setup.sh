@@ -63,4 +63,6 @@ if [ "$installed" != "$wanted" ] && [ "$installed" != "${wanted%"$extras"}[dev]"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
     printf %s "$wanted" > .venv/.installed
 fi
+# As an installer does: where PYTHONDONTWRITEBYTECODE is set every start would compile the package again.
+.venv/bin/python -m compileall -q src
 .venv/bin/msb doctor --fix --quiet

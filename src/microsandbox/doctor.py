@@ -10,9 +10,10 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox import tools
 from microsandbox.errors import MicrosandboxError, PrerequisiteError
@@ -42,8 +43,7 @@ class Status(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Struct, frozen=True):
     """One thing looked at: what was found, and what to do about it unless all is well."""
 
     name: str

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import PrerequisiteError
 
@@ -17,8 +18,7 @@ from microsandbox.errors import PrerequisiteError
 _REASON_LIMIT = 2000
 
 
-@dataclass(frozen=True)
-class Tool:
+class Tool(Struct, frozen=True):
     """A host program, and the Debian/Ubuntu package that has it."""
 
     name: str

@@ -7,7 +7,17 @@ import time
 
 #: Seconds above a bare interpreter; measured: 2 to 3 ms.
 BOUND = 0.060
-HEAVY = ("asyncio", "httpx", "rich", "cbor2", "dataclasses", "typing", "sqlite3", "microsandbox.errors")
+HEAVY = (
+    "asyncio",
+    "httpx",
+    "rich",
+    "cbor2",
+    "msgspec",
+    "dataclasses",
+    "typing",
+    "sqlite3",
+    "microsandbox.errors",
+)
 
 
 def run(code: str) -> str:

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from microsandbox import Sandbox
 from microsandbox.sandbox import boot as booting

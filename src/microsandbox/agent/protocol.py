@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import Any
+
+from msgspec import Struct
 
 GENERATION = 5
 #: Bounds of the length field: the smallest is an id and flags without a body.
@@ -126,8 +127,7 @@ def flags_of(kind: MessageType) -> Flag:
     return _FLAGS.get(kind, Flag.NONE)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """One frame as it travels, its length prefix included."""
 
     raw: bytes
@@ -172,8 +172,7 @@ class FrameSplitter:
         return frames
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A decoded body. ``payload`` is a map, empty for messages without one."""
 
     kind: MessageType

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from microsandbox.cli import output
 from microsandbox.cli.interrupts import Signals
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.handle import SandboxHandle
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(Struct, frozen=True):
     """A connected sandbox, and what this invocation owes it when it is done."""
 
     sandbox: Sandbox

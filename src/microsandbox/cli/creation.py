@@ -6,8 +6,9 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from microsandbox.cli.failures import refusing_arguments
 from microsandbox.cli.model import Invocation, UsageError
@@ -44,8 +45,7 @@ _PLAIN = {
 }
 
 
-@dataclass(frozen=True)
-class Creation:
+class Creation(Struct, frozen=True):
     """A sandbox to be made: its name, whether that was made up, and the SDK's keywords."""
 
     name: str

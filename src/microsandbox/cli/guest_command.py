@@ -10,8 +10,9 @@ import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from microsandbox.agent.protocol import Message, MessageType, binary, integer
 from microsandbox.cli import terminal
@@ -34,8 +35,7 @@ _CTRL_D = b"\x04"
 _OUTPUT = (MessageType.EXEC_STDOUT, MessageType.EXEC_STDERR)
 
 
-@dataclass(frozen=True)
-class GuestCommand:
+class GuestCommand(Struct, frozen=True):
     """What to run, and how. ``timeout`` is in seconds; ``options`` are keywords of ``exec_stream``.
 
     ``mark`` is told when the first output has come, and when the command has ended.

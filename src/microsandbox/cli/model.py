@@ -7,9 +7,10 @@ code is imported only when that command runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct, field
 
 #: Turns the text of one value into what the command wants. Raises ValueError.
 Convert = Callable[[str], Any]
@@ -32,8 +33,7 @@ class Arity(Enum):
     SOME = "<{}>..."
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(Struct, frozen=True):
     """``-s, --long <VALUE>``, or a flag when ``value`` is None."""
 
     long: str
@@ -58,8 +58,7 @@ class Option:
         return f"{shown} <{self.value}>" if self.value else shown
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(Struct, frozen=True):
     """A positional argument."""
 
     name: str
@@ -75,8 +74,7 @@ class Argument:
         return self.arity.value.format(self.name)
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Struct, frozen=True):
     """A command, or a group of them when it has ``subcommands``.
 
     ``handler`` is ``module:function`` below this package; the function takes the parsed values and returns
@@ -111,8 +109,7 @@ class Command:
         return (option for option in self.options if option.stage is Stage.OFFERED)
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """A parsed command line. ``path`` is what was typed, ``values`` the options by name with underscores."""
 
     path: tuple[str, ...]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from msgspec import Struct
 
 from microsandbox.cli.model import Argument, Arity, Command, Invocation, Option, Stage, UsageError
 from microsandbox.cli.sandbox_options import LOG_LEVELS
@@ -19,8 +20,7 @@ from microsandbox.errors import NotSupportedYetError
 _NARGS = {Arity.ONE: None, Arity.OPTIONAL: "?", Arity.MANY: "*", Arity.SOME: "+"}
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(Struct, frozen=True):
     """The command that argv names, how it was spelled, and the words that are its own."""
 
     command: Command

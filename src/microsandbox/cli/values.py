@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.units import parse_duration, parse_size_mib
 
@@ -73,8 +74,7 @@ def one_of(kind: str, *choices: str) -> _Choice:
     return _Choice(kind, choices)
 
 
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(Struct, frozen=True):
     kind: str
     choices: tuple[str, ...]
 
@@ -121,8 +121,7 @@ def _unsigned(which: str, text: str) -> int:
     return int(text)
 
 
-@dataclass(frozen=True)
-class Tmpfs:
+class Tmpfs(Struct, frozen=True):
     """A file system in the guest's memory; ``mount`` are the keys of the SDK's mount."""
 
     path: str
@@ -183,8 +182,7 @@ def _add_mount_word(mount: dict[str, object], word: str) -> None:
         raise ValueError(f'mount option "{word}" must be a flag or key=value')
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(Struct, frozen=True):
     """A script by name; whether its body still needs a shebang and its escapes decoded."""
 
     name: str

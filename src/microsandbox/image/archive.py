@@ -13,9 +13,10 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 from microsandbox.image import tar_reader
@@ -29,8 +30,7 @@ from microsandbox.image.tasks import StopSignal
 NOT_AN_IMAGE = "archive missing manifest.json or oci-layout"
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Struct, frozen=True):
     """A member's content: ``size`` bytes at ``offset`` of an open file."""
 
     name: str

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 from microsandbox.image.archive import NOT_AN_IMAGE, Archive, Part
@@ -39,8 +40,7 @@ _MAX_IMAGES = 1000
 _BLOBS = "blobs/sha256/"
 
 
-@dataclass(frozen=True)
-class LayerPart:
+class LayerPart(Struct, frozen=True):
     """A layer in the archive. ``digest`` is what it must hash to, where the archive says."""
 
     part: Part
@@ -49,8 +49,7 @@ class LayerPart:
     mismatch: str
 
 
-@dataclass(frozen=True)
-class ArchiveImage:
+class ArchiveImage(Struct, frozen=True):
     """One image of an archive. ``manifest`` is None where it has to be written from the layers' digests."""
 
     names: tuple[str, ...]

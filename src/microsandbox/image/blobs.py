@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.image.digests import hex_of
 from microsandbox.store.files import make_private, write_atomically
 
 
-@dataclass(frozen=True)
-class BlobStore:
+class BlobStore(Struct, frozen=True):
     """Paths below one cache directory."""
 
     cache: Path

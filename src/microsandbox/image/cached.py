@@ -6,8 +6,9 @@ Apart from pull.py, whose HTTP client takes longer to import than a cached image
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.image.blobs import BlobStore
 from microsandbox.image.catalog import ImageCatalog, ManifestRow
@@ -15,8 +16,7 @@ from microsandbox.image.progress import Reporter
 from microsandbox.image.reference import Reference
 
 
-@dataclass(frozen=True)
-class PullRequest:
+class PullRequest(Struct, frozen=True):
     """What to pull. ``policy`` is ``if-missing``, ``always`` or ``never``."""
 
     reference: Reference
@@ -27,8 +27,7 @@ class PullRequest:
     credentials: bool = False
 
 
-@dataclass(frozen=True)
-class CachedImages:
+class CachedImages(Struct, frozen=True):
     """What can be said of images without asking their registries."""
 
     blobs: BlobStore

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageInUseError, ImageNotFoundError
 from microsandbox.image.documents import ImageConfig, parse_config
@@ -17,8 +18,7 @@ from microsandbox.image.reference import Reference
 from microsandbox.store.database import Database
 
 
-@dataclass(frozen=True)
-class StoredLayer:
+class StoredLayer(Struct, frozen=True):
     """A layer of a stored image. ``compressed_size`` is in bytes, as the registry or archive had it."""
 
     diff_id: str
@@ -27,8 +27,7 @@ class StoredLayer:
     compressed_size: int | None
 
 
-@dataclass(frozen=True)
-class ImageRecord:
+class ImageRecord(Struct, frozen=True):
     """One reference in the catalogue. Times are Unix seconds; ``size_bytes`` sums the compressed layers."""
 
     reference: str
@@ -41,8 +40,7 @@ class ImageRecord:
     last_used_at: float
 
 
-@dataclass(frozen=True)
-class ManifestRow:
+class ManifestRow(Struct, frozen=True):
     """A stored manifest with its config and its layers, bottom first."""
 
     digest: str
@@ -53,16 +51,14 @@ class ManifestRow:
     layers: tuple[StoredLayer, ...]
 
 
-@dataclass(frozen=True)
-class NewImage:
+class NewImage(Struct, frozen=True):
     """What is recorded of an image whose files are in place."""
 
     row: ManifestRow
     references: tuple[Reference, ...]
 
 
-@dataclass(frozen=True)
-class Unused:
+class Unused(Struct, frozen=True):
     """What a deletion left without use: digests of manifests and of layer, config and manifest blobs."""
 
     manifests: tuple[str, ...] = ()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from microsandbox.errors import ImageError
 from microsandbox.image.digests import hex_of, is_digest
@@ -25,8 +26,7 @@ _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1"
 _ATTESTATION = "vnd.docker.reference.type"
 
 
-@dataclass(frozen=True)
-class Platform:
+class Platform(Struct, frozen=True):
     """What an image runs on, in the words of Go: ``linux``, ``amd64`` or ``arm64``."""
 
     os: str
@@ -46,8 +46,7 @@ class Platform:
         return (self.os, self.architecture) == (other.os, other.architecture)
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(Struct, frozen=True):
     """A pointer to content: its digest and size in bytes."""
 
     media_type: str
@@ -63,8 +62,7 @@ class Descriptor:
         )
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """One image for one platform: its config and its layers, bottom first."""
 
     media_type: str
@@ -72,15 +70,13 @@ class Manifest:
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(Struct, frozen=True):
     """Several images, one for each platform."""
 
     manifests: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Struct, frozen=True):
     """What an image says about running it. Texts that it leaves empty are None.
 
     ``env`` has ``KEY=VALUE`` texts; ``document`` is the JSON as served.

@@ -11,8 +11,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from microsandbox.image import tar_reader
 from microsandbox.image.compression import decompress, is_compressed
@@ -36,8 +37,7 @@ _MAX_MAJOR, _MAX_MINOR = 2**12 - 1, 2**20 - 1
 _ENTRY_COST = 100
 
 
-@dataclass(slots=True)
-class LayerContent:
+class LayerContent(Struct):
     """What a layer does to the tree below it, in the order of its tar. ``fd`` has the file data."""
 
     fd: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.units import GIB, MIB
 
@@ -17,8 +18,7 @@ MAX_PATH_BYTES = 4096
 MAX_PATH_DEPTH = 128
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Bounds of one image, over all of its layers; sizes in bytes."""
 
     entries: int = 1_000_000

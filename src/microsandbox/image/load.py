@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 from microsandbox.image.archive import open_archive
@@ -31,8 +32,7 @@ from microsandbox.store.database import Database
 from microsandbox.store.files import partial_path, remove_tree, write_atomically
 
 
-@dataclass(frozen=True)
-class Loader:
+class Loader(Struct, frozen=True):
     """Loads archives into one store."""
 
     blobs: BlobStore

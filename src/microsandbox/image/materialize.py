@@ -11,8 +11,9 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError, IoError
 from microsandbox.image.layer import LayerContent, open_spool, read_layer, starts_compressed
@@ -27,8 +28,7 @@ from microsandbox.image.tree import Tree
 _WORKERS = min(16, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class LayerSource:
+class LayerSource(Struct, frozen=True):
     """Where a layer's blob is, and what must come of it.
 
     ``name`` is its digest or path, for error texts. ``blob`` checks the blob's own digest while it is

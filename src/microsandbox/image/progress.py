@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True)
-class PullEvent:
+
+class PullEvent(Struct, frozen=True):
     """One step of a pull. Attributes that do not belong to the ``event_type`` are None; sizes in bytes.
 
     In order: ``resolving``, ``resolved``, per layer ``layer_download_progress`` (repeated),

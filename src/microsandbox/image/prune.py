@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.image.blobs import BlobStore, allocated
 from microsandbox.image.catalog import ImageCatalog, Unused
@@ -25,8 +26,7 @@ from microsandbox.template.store import TemplateStore
 _LEFTOVER_AGE = 3600.0
 
 
-@dataclass(frozen=True)
-class PruneReport:
+class PruneReport(Struct, frozen=True):
     """What was removed. ``rootfs`` counts block images, ``bytes_reclaimed`` what they all took on disk."""
 
     references: int = 0
@@ -36,8 +36,7 @@ class PruneReport:
     bytes_reclaimed: int = 0
 
 
-@dataclass(frozen=True)
-class Pruner:
+class Pruner(Struct, frozen=True):
     """Deletes from one store."""
 
     blobs: BlobStore

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 from microsandbox.image.blobs import BlobStore
@@ -13,8 +14,7 @@ from microsandbox.image.catalog import ImageCatalog, NewImage
 from microsandbox.store.database import Database
 
 
-@dataclass(frozen=True)
-class Publication:
+class Publication(Struct, frozen=True):
     """An image to be made known, and the files that are ready under temporary names.
 
     ``rootfs`` is None when the block image is in place already; ``blobs`` has what may not be.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError, ImagePullFailedError, NotSupportedYetError
 from microsandbox.image.blobs import BlobStore
@@ -43,8 +44,7 @@ _MAX_NESTING = 3
 _TRIES = 3
 
 
-@dataclass(frozen=True)
-class _Resolved:
+class _Resolved(Struct, frozen=True):
     """The image that a reference stands for in its registry, for this machine."""
 
     content: bytes
@@ -56,8 +56,7 @@ class _Resolved:
         return digest_of(self.content)
 
 
-@dataclass(frozen=True)
-class Puller:
+class Puller(Struct, frozen=True):
     """Pulls into one store."""
 
     blobs: BlobStore

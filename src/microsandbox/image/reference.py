@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 
@@ -25,8 +26,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """A parsed reference. With both tag and digest the digest decides, and ``tag`` is None."""
 
     text: str

@@ -16,10 +16,11 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError, ImagePullFailedError
 from microsandbox.image.documents import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -50,8 +51,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 15.0, 30.0
 _PROBE_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True):
     """How failures that may pass are retried. Seconds; the wait doubles each time, up to ``longest``."""
 
     attempts: int = 5
@@ -83,8 +83,7 @@ class RefusedError(ImagePullFailedError):
         self.status = status
 
 
-@dataclass(frozen=True)
-class ServedManifest:
+class ServedManifest(Struct, frozen=True):
     """A manifest as served."""
 
     content: bytes

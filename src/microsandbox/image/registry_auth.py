@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
+
+from msgspec import Struct
 
 #: What a token answer may have, in bytes.
 MAX_TOKEN_BYTES = 1 << 20
@@ -26,8 +27,7 @@ class AuthError(ValueError):
     """A challenge or a token answer cannot be used."""
 
 
-@dataclass(frozen=True)
-class Challenge:
+class Challenge(Struct, frozen=True):
     """``WWW-Authenticate: Bearer realm=…,service=…,scope=…``."""
 
     realm: str
@@ -42,8 +42,7 @@ class Challenge:
         return f"{self.realm}{'&' if '?' in self.realm else '?'}{urlencode(query)}"
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(Struct, frozen=True):
     """A token and when it ends (monotonic seconds)."""
 
     text: str

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageError
 
@@ -25,8 +26,7 @@ _DIRECTORY_TYPES = (1, 8)
 _IDS_PER_BLOCK = _METADATA_SIZE // 4
 
 
-@dataclass
-class _Superblock:
+class _Superblock(Struct):
     """The fields used here, and all others as they were."""
 
     fields: list[int]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
 
 from microsandbox.errors import ImageNotFoundError
 from microsandbox.image.blobs import BlobStore
@@ -34,8 +35,7 @@ __all__ = ["ImageConfig", "ImageInspection", "ImageRecord", "ImageStore", "Store
 _POLICIES = ("if-missing", "always", "never")
 
 
-@dataclass(frozen=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """An image that can be booted. ``rootfs`` is a squashfs with the merged layers, read-only."""
 
     manifest_digest: str
@@ -45,8 +45,7 @@ class StoredImage:
     layers: tuple[StoredLayer, ...]
 
 
-@dataclass(frozen=True)
-class ImageInspection:
+class ImageInspection(Struct, frozen=True):
     """All that the catalogue has about an image; layers bottom first."""
 
     record: ImageRecord

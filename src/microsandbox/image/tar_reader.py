@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
+
+from msgspec import Struct, field
 
 from microsandbox.image.limits import MAX_TAR_HEADER_BYTES, quoted
 from microsandbox.image.streams import Stream
@@ -32,8 +33,7 @@ class TarError(ValueError):
     """A tar stream is damaged, cut off, or asks for something that cannot be."""
 
 
-@dataclass(slots=True)
-class Member:
+class Member(Struct):
     """One entry. ``size`` is the file's; ``stored`` is what the stream has of it, at ``data_offset``."""
 
     path: bytes
@@ -53,8 +53,7 @@ class Member:
     sparse: tuple[tuple[int, int], ...] | None = None
 
 
-@dataclass(slots=True)
-class _Extensions:
+class _Extensions(Struct):
     """What came before a header for it."""
 
     pax: dict[bytes, bytes] = field(default_factory=dict)

@@ -7,7 +7,8 @@ to be replaced, not a road to somewhere else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from microsandbox.image import tar_reader
 from microsandbox.image.layer import LayerContent, normalize
@@ -15,16 +16,14 @@ from microsandbox.image.limits import quoted
 from microsandbox.image.tar_reader import Member, TarError
 
 
-@dataclass(slots=True, eq=False)
-class Inode:
+class Inode(Struct, eq=False):
     """A file of any kind but directory. All names of a hard-linked file share one; ``fd`` has the data."""
 
     member: Member
     fd: int
 
 
-@dataclass(slots=True, eq=False)
-class Directory:
+class Directory(Struct, eq=False):
     """A directory; one that no layer describes is root's, mode 0755."""
 
     member: Member

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from microsandbox.arguments import check_keys, dict_like, optional, plain_list, required, text, text_list
 from microsandbox.network.names import StoredDestination, domain_name, parse_destination
@@ -12,8 +13,7 @@ from microsandbox.network.names import StoredDestination, domain_name, parse_des
 _PORTS = 65536
 
 
-@dataclass(frozen=True)
-class PolicyRule:
+class PolicyRule(Struct, frozen=True):
     """The first rule that matches decides. No protocols, no ports: any."""
 
     action: str
@@ -23,8 +23,7 @@ class PolicyRule:
     ports: tuple[range, ...] = ()
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(Struct, frozen=True):
     default_egress: str
     default_ingress: str
     rules: tuple[PolicyRule, ...] = ()

@@ -21,7 +21,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,14 @@ _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 _AGENT_LINE = re.compile(rb"agentd: ([^\r\n]*)")
 
 
-@dataclass(eq=False)
 class BootFailure(Exception):
     """Why the guest did not come up; kept as boot-error.json for the owner."""
 
-    message: str
-    stage: str = "other"
-    errno: int | None = None
-
-    def __str__(self) -> str:
-        return self.message
+    def __init__(self, message: str, stage: str = "other", errno: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage
+        self.errno = errno
 
     def save(self, path: Path) -> None:
         document = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from msgspec import Struct, field
 
 from microsandbox.agent.protocol import Frame
 from microsandbox.runtime.guest_link import GuestLink
@@ -26,8 +27,7 @@ class Passage(Enum):
     SHUT = auto()  # it waits, whatever that takes; new sessions are refused
 
 
-@dataclass
-class _Waiting:
+class _Waiting(Struct):
     """What one client has said meanwhile."""
 
     frames: list[Frame] = field(default_factory=list)

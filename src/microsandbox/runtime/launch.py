@@ -8,13 +8,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import convert
+
 from microsandbox.errors import VmmError
 from microsandbox.runtime import descriptors
 from microsandbox.runtime.plan import LaunchPlan, Parcel
 from microsandbox.runtime.program import Started
 from microsandbox.store.files import make_private
 from microsandbox.vmm.architecture import host_architecture
-from microsandbox.vmm.machine import Accelerator, BootKernel, Disk, Machine, RamFile
+from microsandbox.vmm.machine import BootKernel, Disk, Machine, RamFile
 from microsandbox.vmm.qemu import Ends, VirtualMachine, jailed_qemu, launch
 
 _BACKLOG = 128
@@ -39,8 +41,8 @@ def parcel(plan: LaunchPlan, first_words: tuple[bytes, bytes] | None, stack: Exi
 
     jailed = jailed_qemu(
         _machine(plan, resumed=plan.template is not None),
-        plan.installation,
-        plan.jail_kind,
+        plan.qemu,
+        plan.jail,
         _ENDS,
         show,
         identity=plan.sandbox_id,
@@ -52,14 +54,14 @@ def parcel(plan: LaunchPlan, first_words: tuple[bytes, bytes] | None, stack: Exi
 
 def launch_cold(plan: LaunchPlan) -> VirtualMachine:
     """Start the plan's machine with a boot, whatever template there is. Raises MicrosandboxError."""
-    return launch(_machine(plan, resumed=False), plan.installation, plan.jail_kind, identity=plan.sandbox_id)
+    return launch(_machine(plan, resumed=False), plan.qemu, plan.jail, identity=plan.sandbox_id)
 
 
 def _machine(plan: LaunchPlan, *, resumed: bool) -> Machine:
     template = plan.template if resumed else None
     return Machine(
         architecture=host_architecture(),
-        accelerator=Accelerator(plan.accelerator),
+        accelerator=plan.accelerator,
         cpus=plan.cpus,
         memory_mib=plan.memory_mib,
         kernel=BootKernel(Path(plan.kernel), Path(plan.initramfs)) if template is None else None,
@@ -73,7 +75,7 @@ def supervise(
     values: dict[str, Any], started: Started, watchdog: int | None, marks: list[tuple[str, int]]
 ) -> int:
     """Supervise until the sandbox has ended, and return the exit status of this process."""
-    plan = LaunchPlan.from_values({**values, "trace": (*values["trace"], *marks)})
+    plan = convert({**values, "trace": (*values["trace"], *marks)}, LaunchPlan, builtin_types=(bytes,))
     path = Path(plan.agent_socket)
     listener = _listen(path)
     bound = path.stat()

@@ -10,17 +10,17 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, to_builtins
+
 from microsandbox.vmm.jail import Jailed
 from microsandbox.vmm.jail_kind import JailKind
-from microsandbox.vmm.machine import QemuInstallation
+from microsandbox.vmm.machine import Accelerator, QemuInstallation
 
 
-@dataclass(frozen=True)
-class DiskPlan:
+class DiskPlan(Struct, frozen=True):
     """A block device: ``fd`` is its number in the supervisor."""
 
     serial: str
@@ -29,8 +29,7 @@ class DiskPlan:
     read_only: bool
 
 
-@dataclass(frozen=True)
-class TemplatePlan:
+class TemplatePlan(Struct, frozen=True):
     """The template to go on from. ``rooted``: the image is mounted in it."""
 
     key: str
@@ -39,16 +38,14 @@ class TemplatePlan:
     rooted: bool
 
 
-@dataclass(frozen=True)
-class BuilderPlan:
+class BuilderPlan(Struct, frozen=True):
     """The template that is missing: how to build it, and the lock that is held while that is done."""
 
     arguments: tuple[str, ...]
     lock: str
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
+class LaunchPlan(Struct, frozen=True):
     """Everything the supervisor needs to run one sandbox. Durations in seconds, None is unlimited."""
 
     name: str
@@ -57,11 +54,11 @@ class LaunchPlan:
     database: str
     directory: str
     agent_socket: str
-    qemu: Mapping[str, Any]
-    jail: str
+    qemu: QemuInstallation
+    jail: JailKind
     kernel: str
     initramfs: str
-    accelerator: str
+    accelerator: Accelerator
     cpus: int
     memory_mib: int
     disks: tuple[DiskPlan, ...]
@@ -81,16 +78,6 @@ class LaunchPlan:
     #: What happened before, and when (CLOCK_MONOTONIC, nanoseconds).
     trace: tuple[tuple[str, int], ...] = ()
 
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> LaunchPlan:
-        """The plan that asdict() was asked for."""
-        values["disks"] = tuple(DiskPlan(**disk) for disk in values["disks"])
-        if values["template"] is not None:
-            values["template"] = TemplatePlan(**values["template"])
-        if values["builder"] is not None:
-            values["builder"] = BuilderPlan(**values["builder"])
-        return cls(**values)
-
     @property
     def template_is_rooted(self) -> bool:
         return self.template is not None and self.template.rooted
@@ -101,20 +88,11 @@ class LaunchPlan:
         return {**self.boot, "root": None} if self.template_is_rooted else self.boot
 
     @property
-    def installation(self) -> QemuInstallation:
-        return QemuInstallation(**{**self.qemu, "files": tuple(self.qemu["files"])})
-
-    @property
-    def jail_kind(self) -> JailKind:
-        return JailKind(self.jail)
-
-    @property
     def logs(self) -> Path:
         return Path(self.directory) / "logs"
 
 
-@dataclass(frozen=True)
-class Parcel:
+class Parcel(Struct, frozen=True):
     """All that a supervisor is handed. ``descriptors`` are ours, and the numbers they will have there.
 
     ``first_words`` surround the time of day, eight bytes, in what a resumed guest is told at once.
@@ -127,7 +105,11 @@ class Parcel:
 
     def to_fd(self) -> int:
         """A descriptor of an anonymous file that holds it, at its start."""
-        values = {"plan": asdict(self.plan), "jailed": self.jailed.values, "first_words": self.first_words}
+        values = {
+            "plan": to_builtins(self.plan, builtin_types=(bytes,)),
+            "jailed": self.jailed.values,
+            "first_words": self.first_words,
+        }
         fd = os.memfd_create("launch-plan", os.MFD_CLOEXEC)
         try:
             content = memoryview(marshal.dumps(values))

@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from microsandbox.store.files import remove_tree
 
@@ -23,8 +24,7 @@ class Reservation(Protocol):
         """Give the slot back if nobody activated it; errors are its own to log."""
 
 
-@dataclass(frozen=True)
-class ExitStatus:
+class ExitStatus(Struct, frozen=True):
     """How a process ended: ``code`` or ``signal``, the other is None."""
 
     code: int | None
@@ -76,8 +76,7 @@ class _Child:
         signal.pidfd_send_signal(self._pidfd, number)
 
 
-@dataclass
-class _Held:
+class _Held(Struct):
     """What dropping a handle gives up; apart from the handle so that a finalizer can have it."""
 
     child: _Child

@@ -16,9 +16,10 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
@@ -50,8 +51,7 @@ _DETACH = b"\x01"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """Why the sandbox ends, and how long its guest has for it; ``window`` 0 kills at once."""
 
     reason: Reason
@@ -91,7 +91,7 @@ class Supervisor:
         self._machine = await self._attach(self._vm)
         log.info(
             "QEMU %s runs as process %d: %s, %d CPUs, %d MiB, jail of %s%s",
-            plan.installation.version,
+            plan.qemu.version,
             self._vm.pid,
             plan.accelerator,
             plan.cpus,

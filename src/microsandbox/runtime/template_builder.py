@@ -17,8 +17,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import MicrosandboxError, TemplateError
 from microsandbox.runtime.boot import BootFailure, Handshake, LinkLost
@@ -37,8 +38,7 @@ from microsandbox.vmm.qemu import launch
 BUILD_TIMEOUT = 300.0
 
 
-@dataclass(frozen=True)
-class Builder:
+class Builder(Struct, frozen=True):
     """Makes what is missing of the templates of one home."""
 
     home: Home

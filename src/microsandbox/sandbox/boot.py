@@ -11,9 +11,10 @@ import os
 import posixpath
 import secrets
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import BootError, InvalidConfigError
@@ -125,11 +126,11 @@ def _plan(
         database=str(context.home.database.absolute()),
         directory=str(paths.directory.absolute()),
         agent_socket=str(paths.agent_socket.absolute()),
-        qemu=asdict(host.qemu),
-        jail=host.jail.kind.value,
+        qemu=host.qemu,
+        jail=host.jail.kind,
         kernel=str(host.kernel.vmlinux),
         initramfs=str(host.kernel.initramfs),
-        accelerator=host.accelerator.accelerator.value,
+        accelerator=host.accelerator.accelerator,
         cpus=config.cpus,
         memory_mib=config.memory_mib,
         disks=(

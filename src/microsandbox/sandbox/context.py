@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from microsandbox.store.database import Database
 from microsandbox.store.home import Home, base_directory
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from microsandbox.image.store import ImageStore
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(Struct, frozen=True, dict=True):
     """Made once per process and home; everything in it is safe to share between tasks."""
 
     home: Home

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from microsandbox.arguments import (
     dict_like,
@@ -44,8 +46,7 @@ class StdinMode(StrEnum):
     PIPE = "pipe"
 
 
-@dataclass(frozen=True)
-class ExecOptions:
+class ExecOptions(Struct, frozen=True):
     """One command. ``timeout`` is in seconds; None of cwd and user means the sandbox's."""
 
     cmd: str

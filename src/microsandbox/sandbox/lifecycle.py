@@ -11,8 +11,9 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
@@ -27,8 +28,7 @@ STOP_TIMEOUT, KILL_TIMEOUT, CONNECT_TIMEOUT, REPLACE_GRACE = 10.0, 5.0, 10.0, 10
 _TAKE_OVER_POLL = 0.1
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(Struct, frozen=True):
     """What is known when a sandbox has been seen stopped."""
 
     row: SandboxRow

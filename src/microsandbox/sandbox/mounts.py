@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from microsandbox.arguments import check_keys, dict_like, flag, optional, text, whole
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
@@ -22,8 +23,7 @@ _KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class TmpfsMount:
+class TmpfsMount(Struct, frozen=True):
     """A file system in the guest's memory; without ``size_mib`` it may take half of it."""
 
     guest: str

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from microsandbox.arguments import flag, nearest, parameter, seconds, text, text_list, text_map, whole
 from microsandbox.sandbox import unsupported
@@ -83,8 +84,7 @@ def forbidden_in_hostname(letter: str) -> bool:
     return letter <= " " or letter in "/\x7f"
 
 
-@dataclass(frozen=True)
-class SandboxConfig:
+class SandboxConfig(Struct, frozen=True):
     """What a sandbox is: everything that is stored with it and holds for each of its starts."""
 
     name: str
@@ -117,8 +117,7 @@ class SandboxConfig:
         return plain.encode()[:MAX_HOSTNAME_BYTES].decode("utf-8", "ignore")
 
 
-@dataclass(frozen=True)
-class CreateOptions:
+class CreateOptions(Struct, frozen=True):
     """One call of ``create``: the sandbox, and what holds for this call only."""
 
     config: SandboxConfig

@@ -14,9 +14,10 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from enum import Enum
 from typing import Any, Self, Unpack
+
+from msgspec.structs import replace
 
 from microsandbox.arguments import parameter, text, whole
 from microsandbox.errors import (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from microsandbox.arguments import optional, text, whole
 from microsandbox.errors import NotSupportedYetError
@@ -15,8 +16,7 @@ from microsandbox.store.home import Home
 _DISK_SUFFIXES = (".qcow2", ".raw", ".vmdk")
 
 
-@dataclass(frozen=True)
-class OciImage:
+class OciImage(Struct, frozen=True):
     """An image of a registry, as the caller wrote it, and the size of the writable layer above it."""
 
     reference: str

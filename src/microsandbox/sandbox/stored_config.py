@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
 from microsandbox.sandbox.mounts import TmpfsMount

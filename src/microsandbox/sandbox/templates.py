@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox.errors import InvalidConfigError
 from microsandbox.image.store import StoredImage
@@ -23,8 +24,7 @@ def templates_wanted() -> bool:
     return wanted == "auto"
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(Struct, frozen=True):
     """How a sandbox starts: from a template or, without one, with a boot."""
 
     template: StoredTemplate | None = None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from microsandbox.errors import InvalidConfigError
 
@@ -18,16 +19,14 @@ _LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 _MAX_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class PathsConfig:
+class PathsConfig(Struct, frozen=True):
     """``paths.*``: parts of the home that live elsewhere."""
 
     cache: Path | None = None
     sandboxes: Path | None = None
 
 
-@dataclass(frozen=True)
-class SandboxDefaults:
+class SandboxDefaults(Struct, frozen=True):
     """``sandbox_defaults.*``: what a sandbox gets when its creator says nothing. Sizes in MiB."""
 
     cpus: int = 1
@@ -37,8 +36,7 @@ class SandboxDefaults:
     workdir: str | None = None
 
 
-@dataclass(frozen=True)
-class RegistryHost:
+class RegistryHost(Struct, frozen=True):
     """``registries.hosts.HOST`` as far as pulls without credentials need it."""
 
     insecure: bool = False
@@ -47,8 +45,7 @@ class RegistryHost:
     credentials: bool = False
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Struct, frozen=True):
     """The whole file."""
 
     home: Path | None = None

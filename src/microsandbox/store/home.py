@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import InvalidConfigError
 from microsandbox.store.config import Config, load_config
@@ -41,8 +42,7 @@ def base_directory() -> Path:
     return Path.home() / ".microsandbox"
 
 
-@dataclass(frozen=True)
-class Home:
+class Home(Struct, frozen=True, dict=True):
     """The state directory and its parts. Directories are made by who needs them, mode 0700."""
 
     root: Path
@@ -104,8 +104,7 @@ class Home:
         return self.run / "agent" / f"{digest}.sock", self.sandboxes / name / "runtime" / "agent.sock"
 
 
-@dataclass(frozen=True)
-class SandboxPaths:
+class SandboxPaths(Struct, frozen=True):
     """Files of one sandbox."""
 
     directory: Path

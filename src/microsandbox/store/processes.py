@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 
-@dataclass(frozen=True)
-class ProcessIdentity:
+
+class ProcessIdentity(Struct, frozen=True):
     """A pid and when that process started (clock ticks since boot, proc(5) field 22)."""
 
     pid: int

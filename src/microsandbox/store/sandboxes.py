@@ -14,8 +14,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from microsandbox.errors import (
     ImageNotFoundError,
@@ -56,8 +57,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
-@dataclass(frozen=True)
-class SandboxRow:
+class SandboxRow(Struct, frozen=True):
     """One sandbox. Times are Unix seconds.
 
     ``process`` answers for its current run: its owner until ``supervised``, then its supervisor.

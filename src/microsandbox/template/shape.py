@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.host import Host
@@ -33,16 +34,14 @@ ROOT = {"lower": "/dev/vda", "lower_fstype": "squashfs", "upper": "/dev/vdb", "u
 _NO_FILE = Path("/")
 
 
-@dataclass(frozen=True)
-class ImageRoot:
+class ImageRoot(Struct, frozen=True):
     """An image as a guest's root: its manifest's digest, and the size of the writable layer above it."""
 
     digest: str
     upper_size_mib: int
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Struct, frozen=True, dict=True):
     """A kind of machine on this host; with ``root``, one that has an image mounted already."""
 
     host: Host

@@ -17,9 +17,10 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from microsandbox.errors import TemplateError
 from microsandbox.store.files import (
@@ -44,8 +45,7 @@ _TOUCH_INTERVAL = 3600.0
 _MAX_MANIFEST_BYTES = 64 << 10
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(Struct, frozen=True):
     """What people want to know of a template. ``image`` is the digest of the mounted image's manifest."""
 
     accelerator: str
@@ -57,8 +57,7 @@ class Description:
     upper_size_mib: int | None = None
 
 
-@dataclass(frozen=True)
-class StoredTemplate:
+class StoredTemplate(Struct, frozen=True):
     """A complete template."""
 
     key: str
@@ -150,7 +149,12 @@ class TemplateStore:
                 os.fsync(file.fileno())
                 digest = sparse_digest(file.fileno())
                 files[path.name] = {**_stamp(os.fstat(file.fileno())), "sha256": digest}
-        document = {"key": key, "description": asdict(description), "created_at": time.time(), "files": files}
+        document = {
+            "key": key,
+            "description": to_builtins(description),
+            "created_at": time.time(),
+            "files": files,
+        }
         body = json.dumps(document, sort_keys=True)
         signed = {"template": document, "sha256": hashlib.sha256(body.encode()).hexdigest()}
         write_atomically(partial / _MANIFEST, json.dumps(signed, indent=1).encode(), durable=True)

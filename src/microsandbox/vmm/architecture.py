@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from microsandbox import tools
 from microsandbox.errors import PrerequisiteError
 from microsandbox.tools import Tool
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(Struct, frozen=True):
     """A processor architecture that guests can have, always the host's.
 
     ``machine`` as uname(2) says it, ``oci`` as image manifests say it. ``board`` and ``firmware`` are QEMU

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO
+
+from msgspec import Struct
 
 _MAGIC = b"070701"
 _HEADER_SIZE = 110
@@ -21,8 +22,7 @@ class CpioError(ValueError):
     """The archive is damaged or holds more than it may."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One file of an archive. ``name`` has no leading slash; ``mode`` is st_mode, type included."""
 
     name: str

@@ -10,9 +10,11 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from microsandbox.errors import InvalidConfigError, PrerequisiteError
 from microsandbox.interpreter import module_command, module_environment
@@ -35,24 +37,21 @@ _NAMESPACE_SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class JailVerdict:
+class JailVerdict(Struct, frozen=True):
     """The strongest jail that works here, and why not a stronger one (or that there is none)."""
 
     kind: JailKind
     reason: str
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What executes guests here, and why."""
 
     accelerator: Accelerator
     reason: str
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(Struct, frozen=True):
     """All that a machine is built from besides its own disks."""
 
     qemu: QemuInstallation

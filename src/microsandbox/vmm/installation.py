@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from microsandbox import tools
 from microsandbox.errors import PrerequisiteError, VmmError
 from microsandbox.store.files import make_private, write_atomically
@@ -37,7 +39,7 @@ def find_installation(home: Home) -> QemuInstallation:
     if known is None:
         known = _examine(architecture, binary)
         make_private(cache.parent)
-        document = {"fingerprint": _fingerprint(known), "installation": vars(known)}
+        document = {"fingerprint": _fingerprint(known), "installation": asdict(known)}
         write_atomically(cache, json.dumps(document, indent=1).encode())
     return known
 

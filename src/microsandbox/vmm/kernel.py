@@ -16,9 +16,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from microsandbox.errors import KernelError, MicrosandboxError
 from microsandbox.store.files import (
@@ -53,8 +54,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_AGENT_BYTES = 32 << 20
 
 
-@dataclass(frozen=True)
-class GuestKernel:
+class GuestKernel(Struct, frozen=True):
     """A prepared kernel. ``fingerprint`` identifies the content of both files."""
 
     version: str
@@ -134,8 +134,7 @@ def collect_kernels(home: Home, *, keep: GuestKernel, unused_for: float = UNUSED
 # what is asked for, and what is there
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """What a prepared kernel must have been made of to be used now."""
 
     architecture: Architecture

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import KernelError
 from microsandbox.vmm.decompress import DecompressError, read_unpacked
@@ -28,8 +29,7 @@ _IMAGE_NAMES = ("vmlinuz*", "vmlinux*", "bzImage", "Image", "Image.gz")
 _IMAGE_DIRECTORIES = ("", "boot", "arch/x86/boot", "arch/arm64/boot", "lib/modules/*", "usr/lib/modules/*")
 
 
-@dataclass(frozen=True)
-class KernelParts:
+class KernelParts(Struct, frozen=True):
     """A kernel taken apart. ``source`` says in words where it is from.
 
     ``stamp`` changes when the file that MSB_KERNEL names does; it is empty for other sources.

@@ -5,9 +5,10 @@ Everything a machine may touch arrives as an open descriptor: disks, the agent p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.vmm.architecture import Architecture
 
@@ -19,8 +20,7 @@ _AGENT_SLOT, _FIRST_DISK_SLOT = 1, 2
 SLOT_SIZE = 1 << 44
 
 
-@dataclass(frozen=True)
-class QemuInstallation:
+class QemuInstallation(Struct, frozen=True):
     """A usable QEMU. ``files`` are all it needs to read besides a machine's own, at their own paths."""
 
     binary: str
@@ -36,8 +36,7 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(Struct, frozen=True):
     """A block device. ``fd`` is open for writing unless ``read_only``; ``format`` is QEMU's name of it."""
 
     serial: str
@@ -46,32 +45,28 @@ class Disk:
     read_only: bool
 
 
-@dataclass(frozen=True)
-class DiskSlot:
+class DiskSlot(Struct, frozen=True):
     """The place of a block device that a template's guest knows already, and nothing is behind yet."""
 
     serial: str
     read_only: bool
 
 
-@dataclass(frozen=True)
-class BootKernel:
+class BootKernel(Struct, frozen=True):
     """A machine that starts as machines do."""
 
     kernel: Path
     initramfs: Path
 
 
-@dataclass(frozen=True)
-class RamFile:
+class RamFile(Struct, frozen=True):
     """The guest's RAM in a file: ``shared`` while a template is made of it, else private, copied on write."""
 
     path: Path
     shared: bool
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """What a virtual machine is.
 
     It boots ``kernel``, or it goes on from ``state``, an open file with the state of a machine's devices as
@@ -88,8 +83,7 @@ class Machine:
     state: int | None = None
 
 
-@dataclass(frozen=True)
-class Handles:
+class Handles(Struct, frozen=True):
     """By which paths and descriptors QEMU reaches what it is handed at its start."""
 
     qmp: int

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox.errors import KernelError
 from microsandbox.vmm import elf
@@ -40,8 +41,7 @@ class MissingModulesError(KernelError):
         )
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(Struct, frozen=True):
     """A module as the kernel loads it: ``content`` is its unpacked ELF file."""
 
     name: str

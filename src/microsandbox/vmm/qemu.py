@@ -11,8 +11,9 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from pathlib import Path
+
+from msgspec import Struct
 
 from microsandbox._host import preload_library
 from microsandbox.errors import VmmError
@@ -78,8 +79,7 @@ class VirtualMachine:
         os.close(self._pidfd)
 
 
-@dataclass(frozen=True)
-class Ends:
+class Ends(Struct, frozen=True):
     """QEMU's ends of its sockets, by number."""
 
     agent: int
@@ -94,7 +94,7 @@ def launch(machine: Machine, qemu: QemuInstallation, jail: JailKind, *, identity
     ``identity`` is a number of this sandbox's own. Raises VmmError when the kernel refuses the jail; what
     QEMU itself has to complain about arrives on ``errors``.
     """
-    pairs = {field.name: socket.socketpair() for field in fields(Ends)}
+    pairs = {name: socket.socketpair() for name in Ends.__struct_fields__}
     with ExitStack() as theirs:
         for _, their_end in pairs.values():
             theirs.enter_context(their_end)
@@ -157,8 +157,7 @@ def _own_files(machine: Machine) -> dict[str, Path]:
     return files
 
 
-@dataclass(frozen=True)
-class _ShownFile:
+class _ShownFile(Struct, frozen=True):
     """QEMU knows it as ``path``; in the jail it is at ``place``, and open as ``fd`` if need be."""
 
     path: str

@@ -1,10 +1,10 @@
 """exec's arguments and the request they become."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import cbor2
 import pytest
+from msgspec.structs import replace
 
 from microsandbox import Rlimit, RlimitResource, Stdin
 from microsandbox.errors import ExecFailedError, InvalidConfigError

@@ -1,12 +1,12 @@
 """The stored configuration: the documented JSON; what is read back is what was written, without a guess."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
 from microsandbox.sandbox.mounts import TmpfsMount

@@ -1,8 +1,7 @@
 """What a sandbox cannot be: one text for each, and which comes first."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from microsandbox.errors import InvalidConfigError
 from microsandbox.sandbox.mounts import TmpfsMount

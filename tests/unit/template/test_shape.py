@@ -1,10 +1,10 @@
 """The key of a template: everything its guest could notice is in it, and nothing else."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from microsandbox.template import shape as shapes
 from microsandbox.template.shape import ImageRoot, Shape

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from microsandbox.errors import TemplateError
 from microsandbox.store.files import PARTIAL_PREFIX, partial_path

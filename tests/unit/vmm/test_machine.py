@@ -4,10 +4,10 @@ import os
 import re
 import socket
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from microsandbox.store.home import Home
 from microsandbox.vmm.architecture import AARCH64, X86_64, host_architecture
