@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from microsandbox.agent.protocol import FrameSplitter, MessageType, decode
 from microsandbox.runtime.first_words import first_words
+from microsandbox.sandbox.mounts import implicit_tmp_mib
 from microsandbox.store.files import copy_sparse
 from microsandbox.store.home import Home
 from microsandbox.template.shape import Shape
@@ -21,8 +22,8 @@ from microsandbox.vmm.kernel import installed_kernel
 from microsandbox.vmm.machine import Disk, Handles, RamFile, qemu_arguments
 
 _CONFIG = {
-    "hostname": "bare", "machine_id": "0" * 32, "root": None, "tmpfs": [], "env": [], "user": None,
-    "scripts": [], "rlimits": [],
+    "hostname": "bare", "machine_id": "0" * 32, "root": None, "env": [], "user": None, "scripts": [],
+    "rlimits": [],
 }  # fmt: skip
 
 
@@ -35,6 +36,8 @@ class BareResume:
         [self._template] = [t for t in TemplateStore(self._home).all() if t.description.image]
         [self._rootfs] = (self._home.cache / "rootfs").glob("*.squashfs")
         self._memory_mib = memory_mib
+        tmp = {"path": "/tmp", "size_mib": implicit_tmp_mib(memory_mib), "options": []}
+        self._config = {**_CONFIG, "tmpfs": [tmp]}
 
     def __call__(self):
         upper = self._home.cache / "bare-upper"
@@ -54,15 +57,15 @@ class BareResume:
             process = subprocess.Popen(argv, pass_fds=[*opened, *theirs])
             try:
                 _, _, (agent, _) = pairs
-                _configure(agent)
+                _configure(agent, self._config)
                 return 1e3 * (_first_reply(agent) - started)
             finally:
                 process.kill()
                 process.wait()
 
 
-def _configure(agent):
-    head, tail = first_words(_CONFIG)
+def _configure(agent, config):
+    head, tail = first_words(config)
     agent.sendall(head + time.time_ns().to_bytes(8) + tail)
 
 

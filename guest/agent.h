@@ -49,6 +49,7 @@ struct agent {
     unsigned limit_count;
     bool restricted;
     bool rooted; /* ahead of the configuration: the image is mounted, placeholders stand for the names */
+    uint64_t tmp_mib; /* the same: size of the tmpfs on /tmp, 0 when there is none */
     int uevents; /* the kernel's reports of devices, while booting */
     int upper;   /* the file system of the writable layer, -1 before it is mounted */
 

@@ -239,6 +239,7 @@ static void mount_ahead(struct agent *agent, struct cbor *payload)
     mount_root(agent, &root, agent->uevents);
     prepare_root(agent);
     prepare_names(agent);
+    mount_tmp_ahead(agent, root.tmp_mib);
     agent->rooted = true;
     warm_up(agent);
     close_uevents(agent);

@@ -23,6 +23,7 @@ bool wait_for_device(int uevents, const char *path, int seconds);
 /* mount.c */
 void mount_initial(struct agent *);
 void mount_root(struct agent *, const struct boot_root *, int uevents);
+void mount_tmp_ahead(struct agent *, uint64_t size_mib); /* that most configurations ask for */
 void mount_tmpfs(struct agent *, const struct boot_config *);
 void make_temporary(struct agent *, const char *name);
 bool make_path(char *path);

@@ -218,8 +218,11 @@ const char *boot_root_decode(struct cbor *in, struct boot_root *root)
     root->strings = strings.block;
     struct cbor_level map = cbor_enter_map(in);
     while (cbor_more(in, &map)) {
-        if (cbor_equal(cbor_text(in), "root"))
+        struct cbor_string key = cbor_text(in);
+        if (cbor_equal(key, "root"))
             read_root(in, root, &strings);
+        else if (cbor_equal(key, "tmp_size_mib"))
+            root->tmp_mib = cbor_uint(in);
         else
             cbor_skip(in);
     }

@@ -15,6 +15,7 @@ struct boot_script {
 /* The image and its writable layer: block devices and their file systems. */
 struct boot_root {
     char *lower, *lower_type, *upper, *upper_type; /* NULL: not given */
+    uint64_t tmp_mib; /* size of a tmpfs on /tmp, of core.boot.root only; 0: none */
     char *strings;
 };
 
@@ -42,7 +43,7 @@ struct boot_config {
 /* Returns NULL, or why it cannot be used. Both `env.items` and `strings` are the caller's to free. */
 const char *boot_config_decode(struct cbor *payload, struct boot_config *);
 
-/* The same for core.boot.root: { "root": ... } as in a configuration. */
+/* The same for core.boot.root: { "root": ... } as in a configuration, and perhaps "tmp_size_mib". */
 const char *boot_root_decode(struct cbor *payload, struct boot_root *);
 
 /* The unix_time_nanos of a message; 0 when there is none. */

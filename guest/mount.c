@@ -186,19 +186,47 @@ void make_temporary(struct agent *agent, const char *name)
         boot_fail(agent, "image", errno, "%s cannot be made a directory for everybody", name);
 }
 
+static void mount_one_tmpfs(struct agent *agent, char *path, uint64_t size_mib, unsigned long flags)
+{
+    char options[64];
+    int length = snprintf(options, sizeof options, "mode=%s", is_temporary(path) ? "1777" : "0755");
+    if (size_mib > 0)
+        snprintf(options + length, sizeof options - (size_t)length, ",size=%llum",
+                 (unsigned long long)size_mib);
+    if (!make_path(path))
+        boot_fail(agent, "mount", errno, "the directory %s for a tmpfs cannot be made", path);
+    if (mount("tmpfs", path, "tmpfs", flags, options) < 0)
+        boot_fail(agent, "mount", errno, "a tmpfs (%s) cannot be mounted on %s", options, path);
+}
+
+void mount_tmp_ahead(struct agent *agent, uint64_t size_mib)
+{
+    char path[] = "/tmp";
+    if (size_mib > 0)
+        mount_one_tmpfs(agent, path, size_mib, 0);
+    agent->tmp_mib = size_mib;
+}
+
+static unsigned long tmpfs_flags(const struct boot_config *config, unsigned i)
+{
+    return config->tmpfs[i].flags | (config->restricted ? MS_NOSUID | MS_NODEV : 0);
+}
+
+static bool is_mounted_ahead(const struct agent *agent, const struct boot_config *config, unsigned i)
+{
+    return agent->tmp_mib > 0 && config->tmpfs[i].size_mib == agent->tmp_mib &&
+           tmpfs_flags(config, i) == 0 && strcmp(config->tmpfs[i].path, "/tmp") == 0;
+}
+
 void mount_tmpfs(struct agent *agent, const struct boot_config *config)
 {
-    for (unsigned i = 0; i < config->tmpfs_count; i++) {
-        char options[64], *path = config->tmpfs[i].path;
-        uint64_t size = config->tmpfs[i].size_mib;
-        int length = snprintf(options, sizeof options, "mode=%s", is_temporary(path) ? "1777" : "0755");
-        if (size > 0)
-            snprintf(options + length, sizeof options - (size_t)length, ",size=%llum",
-                     (unsigned long long)size);
-        unsigned long flags = config->tmpfs[i].flags | (config->restricted ? MS_NOSUID | MS_NODEV : 0);
-        if (!make_path(path))
-            boot_fail(agent, "mount", errno, "the directory %s for a tmpfs cannot be made", path);
-        if (mount("tmpfs", path, "tmpfs", flags, options) < 0)
-            boot_fail(agent, "mount", errno, "a tmpfs (%s) cannot be mounted on %s", options, path);
-    }
+    bool wanted = false;
+    for (unsigned i = 0; i < config->tmpfs_count; i++)
+        wanted |= is_mounted_ahead(agent, config, i);
+    if (!wanted && agent->tmp_mib > 0 && umount2("/tmp", 0) < 0)
+        boot_fail(agent, "mount", errno, "the tmpfs on /tmp cannot be taken away");
+    for (unsigned i = 0; i < config->tmpfs_count; i++)
+        if (!is_mounted_ahead(agent, config, i))
+            mount_one_tmpfs(agent, config->tmpfs[i].path, config->tmpfs[i].size_mib,
+                            tmpfs_flags(config, i));
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from microsandbox.image.store import StoredImage
 from microsandbox.runtime.builder_process import builder_command, module_environment
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.mounts import implicit_tmp_mib
 from microsandbox.sandbox.templates import builder_arguments
 from microsandbox.store.home import Home
 from microsandbox.template.shape import ImageRoot, Shape
@@ -33,7 +34,10 @@ class Templates:
     def shape(self, cpus=1, memory=512, upper_size=None):
         host = examine_host(self.home, installed_kernel(self.home))
         upper_size = upper_size or self.home.config.sandbox_defaults.upper_size_mib
-        return Shape(host, cpus, memory, ImageRoot(self.image.manifest_digest, upper_size))
+        root = ImageRoot.of(
+            self.image.manifest_digest, self.image.rootfs, upper_size, implicit_tmp_mib(memory)
+        )
+        return Shape(host, cpus, memory, root)
 
     def builder(self, shape, **options):
         """Start a builder of that shape's template; a process to be waited for."""

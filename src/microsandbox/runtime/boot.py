@@ -90,9 +90,9 @@ class Handshake:
         """Wait for a guest that is nobody's yet."""
         await self._expect(MessageType.BOOT_HELLO)
 
-    async def mount(self, root: Mapping[str, str]) -> None:
-        """Have the image mounted ahead of everything else."""
-        self._guest.send_message(MessageType.BOOT_ROOT, {"root": root})
+    async def mount(self, root: Mapping[str, str], tmp_size_mib: int) -> None:
+        """Have the image mounted ahead of everything else, and a tmpfs on its /tmp."""
+        self._guest.send_message(MessageType.BOOT_ROOT, {"root": root, "tmp_size_mib": tmp_size_mib})
         await self.hello()
 
     def configure(self, config: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """``python -m microsandbox.runtime.template_builder``: make a shape's template, and an image's.
 
     --cpus N --memory MIB                          of which machine
-    --image DIGEST --rootfs PATH --upper-size MIB  and of which image, mounted
+    --image DIGEST --rootfs PATH --upper-size MIB --tmp-size MIB  and of which image, mounted
     --background                                   give way to everybody else
 
 A process of its own, because it starts machines, and outlives the sandbox that noticed the lack. Prints the
@@ -80,7 +80,7 @@ class Builder(Struct, frozen=True):
             async with self._running(shape.machine((lower, upper), partial.make_ram()), shape) as running:
                 handshake = Handshake(running.guest)
                 await handshake.hello()
-                await handshake.mount(ROOT)
+                await handshake.mount(ROOT, root.tmp_size_mib)
                 await _save(running, partial.path / STATE)
             return partial.publish()
 
@@ -89,8 +89,7 @@ class Builder(Struct, frozen=True):
         """A machine that is there for the block. Raises BootFailure."""
         # Counted from the other end than sandboxes are: no builder is any sandbox's user.
         vm = launch(machine, shape.host.qemu, shape.host.jail.kind, identity=-os.getpid())
-        running = await RunningMachine.attach(vm, "template", self.store.root / "logs")
-        running.watch()
+        running = await RunningMachine.attach(vm, self.store.root / "logs")
         try:
             async with asyncio.timeout(BUILD_TIMEOUT):
                 yield running
@@ -168,6 +167,7 @@ def main() -> int:
     parser.add_argument("--image")
     parser.add_argument("--rootfs", type=Path)
     parser.add_argument("--upper-size", type=int)
+    parser.add_argument("--tmp-size", type=int)
     parser.add_argument("--background", action="store_true")
     given = parser.parse_args()
     if given.background:
@@ -176,7 +176,9 @@ def main() -> int:
     try:
         home = Home.open()
         host = examine_host(home, prepare_kernel(home))
-        root = ImageRoot(given.image, given.upper_size) if given.image else None
+        root = None
+        if given.image:
+            root = ImageRoot.of(given.image, given.rootfs, given.upper_size, given.tmp_size)
         shape = Shape(host, given.cpus, given.memory, root)
         made = asyncio.run(_build(Builder(home, TemplateStore(home)), shape, given.rootfs))
     except (MicrosandboxError, OSError) as error:

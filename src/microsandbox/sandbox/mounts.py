@@ -48,11 +48,15 @@ def parse_volumes(value: object) -> tuple[TmpfsMount, ...]:
 
 
 def with_implicit_tmp(mounts: tuple[TmpfsMount, ...], memory_mib: int) -> tuple[TmpfsMount, ...]:
-    """The mounts, and a tmpfs on /tmp unless one of them is there."""
+    """The mounts, and before them, as they may be inside it, a tmpfs on /tmp unless one of them is there."""
     if any(mount.guest.rstrip("/") == "/tmp" for mount in mounts):  # noqa: S108 - the guest's
         return mounts
-    size = min(max(memory_mib // 4, 1), MAX_IMPLICIT_TMP_MIB)
-    return (*mounts, TmpfsMount("/tmp", size))  # noqa: S108
+    return (TmpfsMount("/tmp", implicit_tmp_mib(memory_mib)), *mounts)  # noqa: S108
+
+
+def implicit_tmp_mib(memory_mib: int) -> int:
+    """Size of the tmpfs on /tmp of a guest with that much memory."""
+    return min(max(memory_mib // 4, 1), MAX_IMPLICIT_TMP_MIB)
 
 
 def validate_mounts(mounts: tuple[TmpfsMount, ...]) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from microsandbox.errors import InvalidConfigError
 from microsandbox.image.store import StoredImage
 from microsandbox.runtime.plan import BuilderPlan, TemplatePlan
+from microsandbox.sandbox.mounts import implicit_tmp_mib
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.store.home import Home
 from microsandbox.template.shape import ImageRoot, Shape
@@ -51,7 +52,8 @@ def choose_start(home: Home, host: Host, config: SandboxConfig, image: StoredIma
     if not templates_wanted():
         return Start()
     store = TemplateStore(home)
-    root = ImageRoot(image.manifest_digest, config.image.upper_size_mib)
+    tmp_size = implicit_tmp_mib(config.memory_mib)
+    root = ImageRoot.of(image.manifest_digest, image.rootfs, config.image.upper_size_mib, tmp_size)
     shape = Shape(host, config.cpus, config.memory_mib, root if fresh else None)
     template = store.find(shape.key)
     if template is not None:
@@ -75,4 +77,5 @@ def builder_arguments(shape: Shape, image: StoredImage | None) -> tuple[str, ...
     if shape.root is not None and image is not None:
         arguments += ["--image", shape.root.digest, "--rootfs", str(image.rootfs.absolute())]
         arguments += ["--upper-size", str(shape.root.upper_size_mib)]
+        arguments += ["--tmp-size", str(shape.root.tmp_size_mib)]
     return tuple(arguments)

@@ -13,6 +13,7 @@ from microsandbox.errors import InvalidConfigError, TemplateError
 from microsandbox.runtime.builder_process import build
 from microsandbox.sandbox.boot import prepare_host
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.mounts import implicit_tmp_mib
 from microsandbox.sandbox.rootfs import OciImage, root_image
 from microsandbox.sandbox.templates import builder_arguments
 from microsandbox.store.files import host_errors
@@ -107,7 +108,8 @@ async def _build(context: Context, source: OciImage | None, cpus: int, memory: i
     image = None if source is None else await context.images.pull(source.reference)
     root = None
     if source is not None and image is not None:
-        root = ImageRoot(image.manifest_digest, source.upper_size_mib)
+        tmp_size = implicit_tmp_mib(memory)
+        root = ImageRoot.of(image.manifest_digest, image.rootfs, source.upper_size_mib, tmp_size)
     shape = Shape(host, cpus, memory, root)
     store = TemplateStore(context.home)
     found = store.find(shape.key)

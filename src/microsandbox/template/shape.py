@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.host import Host
@@ -26,7 +27,7 @@ from microsandbox.vmm.machine import (
     qemu_arguments,
 )
 
-_FORMAT = 1
+_FORMAT = 2
 #: The root disks of every sandbox, in the order of their PCI slots.
 ROOT_SLOTS = (DiskSlot("rootfs", read_only=True), DiskSlot("upper", read_only=False))
 #: What the guest finds in them, as the agent is told.
@@ -35,10 +36,21 @@ _NO_FILE = Path("/")
 
 
 class ImageRoot(Struct, frozen=True):
-    """An image as a guest's root: its manifest's digest, and the size of the writable layer above it."""
+    """An image as a guest's root: its manifest's digest, the sizes of the writable layer above it and of the
+    tmpfs on its /tmp, which are mounted too. A sandbox may change its mind about the latter.
+    """
 
     digest: str
     upper_size_mib: int
+    tmp_size_mib: int
+    #: Size and time of the image's file: a guest that knows parts of one must not go on with another.
+    file: tuple[int, int]
+
+    @classmethod
+    def of(cls, digest: str, rootfs: Path, upper_size_mib: int, tmp_size_mib: int) -> ImageRoot:
+        """Raises OSError when there is no such file."""
+        file = rootfs.stat()
+        return cls(digest, upper_size_mib, tmp_size_mib, (file.st_size, file.st_mtime_ns))
 
 
 class Shape(Struct, frozen=True, dict=True):
@@ -85,7 +97,7 @@ class Shape(Struct, frozen=True, dict=True):
             [host.qemu.version, binary.st_ino, binary.st_size, binary.st_mtime_ns],
             host.kernel.fingerprint,
             _processor() if host.accelerator.accelerator is Accelerator.KVM else None,
-            [self.root.digest, self.root.upper_size_mib] if self.root is not None else None,
+            list(astuple(self.root)) if self.root is not None else None,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -13,7 +13,7 @@ from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.kernel import GuestKernel
 from microsandbox.vmm.machine import Accelerator, Disk, QemuInstallation, RamFile
 
-IMAGE = ImageRoot("sha256:1", 1024)
+IMAGE = ImageRoot("sha256:1", 1024, 128, (4096, 1))
 
 
 @pytest.fixture
@@ -58,8 +58,10 @@ def touched_binary(shape):
         lambda shape: replace(shape, cpus=1),
         lambda shape: replace(shape, memory_mib=513),
         lambda shape: shape.bare,
-        lambda shape: replace(shape, root=ImageRoot("sha256:2", IMAGE.upper_size_mib)),
-        lambda shape: replace(shape, root=ImageRoot(IMAGE.digest, 1025)),
+        lambda shape: replace(shape, root=replace(IMAGE, digest="sha256:2")),
+        lambda shape: replace(shape, root=replace(IMAGE, upper_size_mib=1025)),
+        lambda shape: replace(shape, root=replace(IMAGE, tmp_size_mib=129)),
+        lambda shape: replace(shape, root=replace(IMAGE, file=(4096, 2))),
         lambda shape: of_host(shape, "kernel", fingerprint="another"),
         lambda shape: of_host(shape, "qemu", version="7.2.1"),
         lambda shape: of_host(shape, "qemu", firmware="/elsewhere"),
@@ -67,8 +69,8 @@ def touched_binary(shape):
         replaced_binary,
         touched_binary,
     ],
-    ids=["cpus", "memory", "no image", "image", "upper size", "kernel and agent", "QEMU's version",
-         "firmware", "accelerator", "QEMU replaced", "QEMU changed"],
+    ids=["cpus", "memory", "no image", "image", "upper size", "tmp size", "image file",
+         "kernel and agent", "QEMU's version", "firmware", "accelerator", "QEMU replaced", "QEMU changed"],
 )  # fmt: skip
 def test_whatever_a_guest_could_notice_changes_the_key(shape, change):
     before = shape.key
