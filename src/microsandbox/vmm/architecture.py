@@ -15,7 +15,8 @@ class Architecture(Struct, frozen=True):
     """A processor architecture that guests can have, always the host's.
 
     ``machine`` as uname(2) says it, ``oci`` as image manifests say it. ``board`` and ``firmware`` are QEMU
-    arguments and files; ``console`` is the kernel's name of the serial port.
+    arguments and files; ``console`` is the kernel's name of the serial port and ``emulated_cpu``
+    QEMU's of the processor where there is no other to take.
     """
 
     machine: str
@@ -26,6 +27,7 @@ class Architecture(Struct, frozen=True):
     firmware: tuple[str, ...]
     bios: str | None
     console: str
+    emulated_cpu: str = "max"
 
 
 X86_64 = Architecture(
@@ -38,6 +40,8 @@ X86_64 = Architecture(
     firmware=("qboot.rom", "pvh.bin", "kvmvapic.bin"),
     bios="qboot.rom",
     console="ttyS0",
+    # Told that it is fast, kernel and libc copy memory by "rep movsb". Emulation makes a loop of each byte.
+    emulated_cpu="max,-erms,-fsrm",
 )
 AARCH64 = Architecture(
     machine="aarch64",

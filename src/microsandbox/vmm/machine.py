@@ -120,7 +120,7 @@ def qemu_arguments(machine: Machine, qemu: QemuInstallation, handles: Handles) -
         argv += ["-object", f"{backend},share={share},prealloc=off"]
     argv += ["-machine", board]
     argv += ["-accel", "kvm" if accelerator is Accelerator.KVM else "tcg"]
-    argv += ["-cpu", "host" if accelerator is Accelerator.KVM else "max"]
+    argv += ["-cpu", "host" if accelerator is Accelerator.KVM else architecture.emulated_cpu]
     argv += ["-smp", str(machine.cpus), "-m", f"{machine.memory_mib}M"]
     if architecture.bios is not None:
         argv += ["-bios", architecture.bios]
