@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 
 from microsandbox.vmm import linux
 
@@ -42,7 +43,6 @@ _NAMESPACES = (
 )
 # An existing directory to build the new root on; it is covered in the child's mount namespace only.
 _SCAFFOLD = "/tmp"  # noqa: S108
-_READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID
 _MOUNT_FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 _FS_EXECUTE, _FS_READ_FILE, _FS_WRITE_FILE = 1, 4, 2
@@ -64,8 +64,8 @@ class Jailed:
 
     ``files`` maps paths inside to files of the host, ``writable`` those that it may write to; ``devices`` are
     device nodes, at the same path and writable; ``fds`` stay open under their numbers, beside 0 (nothing), 1
-    and 2 (``errors``). ``kind`` is a JailKind. ``identity`` tells programs of one host apart: it picks the
-    user when the host's is root.
+    and 2 (``errors``). Without ``huge_pages`` it gets small ones, whatever it asks for. ``kind`` is a
+    JailKind. ``identity`` tells programs of one host apart: it picks the user when the host's is root.
     """
 
     def __init__(
@@ -79,17 +79,19 @@ class Jailed:
         writable: Mapping[str, str] | None = None,
         devices: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        huge_pages: bool = True,
     ) -> None:
         self.argv, self.files, self.fds, self.errors = argv, files, fds, errors
         self.kind, self.identity = kind, identity
         self.writable, self.devices, self.environment = writable or {}, devices, environment
+        self.huge_pages = huge_pages
 
     @property
     def values(self) -> tuple[object, ...]:
         """What makes an equal one, in a form that marshal knows."""
         files, writable, environment = dict(self.files), dict(self.writable), dict(self.environment or {})
         fixed = (self.argv, files, self.fds, self.errors, self.kind, self.identity)
-        return (*fixed, writable, self.devices, environment)
+        return (*fixed, writable, self.devices, environment, self.huge_pages)
 
 
 class JailedProcess:
@@ -181,6 +183,8 @@ def _child(jailed: Jailed, user: _HostUser, waiting: int, lifeline: int) -> None
         if _at_end(waiting):
             os._exit(JAIL_FAILED)
         _keep_only(jailed)
+        if not jailed.huge_pages:
+            linux.refuse_huge_pages()
         for number in (linux.SIGINT, linux.SIGHUP, linux.SIGPIPE):
             linux.set_signal(number, linux.SIG_DFL)
         os.execve(jailed.argv[0], jailed.argv, dict(jailed.environment or {}))  # noqa: S606
@@ -211,14 +215,16 @@ def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
     linux.mount(
         "jail", _SCAFFOLD, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"
     )
+    _make_places([*sources, *writable, *devices])
     for path, fd in sources.items():
-        _bind(fd, path, _READ_ONLY | linux.MS_NODEV)
+        _bind(fd, path)
+    _make_read_only(sources)
     for path, fd in writable.items():
-        _bind(fd, path, linux.MS_NOSUID | linux.MS_NOEXEC | linux.MS_NODEV)
+        _bind(fd, path)
+        _remount(path, linux.MS_NOSUID | linux.MS_NOEXEC | linux.MS_NODEV)
     for path, fd in devices.items():
-        _bind(fd, path, linux.MS_NOSUID | linux.MS_NOEXEC)
-    flags = linux.MS_REMOUNT | linux.MS_BIND | _READ_ONLY | linux.MS_NODEV
-    linux.mount("jail", _SCAFFOLD, None, flags)
+        _bind(fd, path)
+        _remount(path, linux.MS_NOSUID | linux.MS_NOEXEC)
     os.chdir(_SCAFFOLD)
     linux.pivot_root(".", ".")
     linux.umount(".", linux.MNT_DETACH)
@@ -228,12 +234,27 @@ def _enter_namespaces(jailed: Jailed, user: _HostUser) -> None:
     linux.set_no_new_privileges()
 
 
-def _bind(fd: int, path: str, flags: int) -> None:
+def _make_places(paths: Iterable[str]) -> None:
+    for directory in dict.fromkeys(os.path.dirname(path) for path in paths):
+        os.makedirs(_SCAFFOLD + directory, exist_ok=True)
+    for path in paths:
+        os.mknod(_SCAFFOLD + path, 0o444 | stat.S_IFREG)
+
+
+def _bind(fd: int, path: str) -> None:
     """Show the open file at ``path`` of the new root."""
+    linux.mount(f"/proc/self/fd/{fd}", _SCAFFOLD + path, None, linux.MS_BIND)
+
+
+def _make_read_only(paths: Iterable[str]) -> None:
+    """The new root and what is shown in it at ``paths``, all there is so far."""
+    if not linux.restrict_mounts(_SCAFFOLD):
+        for path in ("", *paths):
+            _remount(path, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+
+
+def _remount(path: str, flags: int) -> None:
     target = _SCAFFOLD + path
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    linux.mount(f"/proc/self/fd/{fd}", target, None, linux.MS_BIND)
     # Flags of the file system that the file comes from (noexec, perhaps) are locked: they must be kept.
     kept = os.statvfs(target).f_flag & _MOUNT_FLAGS
     linux.mount(target, target, None, linux.MS_REMOUNT | linux.MS_BIND | flags | kept)

@@ -142,6 +142,8 @@ def jailed_qemu(
         identity=identity,
         devices=("/dev/kvm",) if machine.accelerator is Accelerator.KVM else (),
         environment=loader_environment(qemu, preload),
+        # For translated code, which is never dense, they cost memory and save no time.
+        huge_pages=machine.accelerator is Accelerator.KVM,
     )
 
 

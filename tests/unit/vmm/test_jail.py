@@ -16,7 +16,7 @@ from microsandbox.vmm.jail import FIRST_UID
 PROGRAM = Path(__file__).with_name("jailed.py")
 SOURCE = Path(__file__).parents[3] / "src"
 BB = "/bin/busybox"
-KINDS = ("namespaces", "landlock")
+KINDS = ("namespaces", "old-namespaces", "landlock")
 ORDINARY_USER = 65533
 
 
