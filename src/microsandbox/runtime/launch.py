@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from contextlib import ExitStack, suppress
@@ -131,6 +132,9 @@ def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watc
         return 1
     errors, qmp, console, agent = (socket.socket(fileno=fd) for fd in started.sockets)
     machine = VirtualMachine(started.process, agent=agent, console=console, qmp=qmp, errors=errors)
+
+    gc.freeze()  # all that was imported stays
+    gc.enable()
 
     async def run() -> int:
         return await Supervisor(plan, machine, listener, watchdog).run()

@@ -15,6 +15,7 @@ import sys
 import time
 
 from microsandbox.runtime import descriptors
+from microsandbox.runtime.asyncio_without_tls import import_asyncio
 from microsandbox.vmm import linux
 from microsandbox.vmm.jail import Jailed, JailedProcess, start
 
@@ -52,6 +53,7 @@ def run(arguments: list[str]) -> int:
         head, tail = parcel["first_words"]
         os.write(started.sockets[-1], head + time.time_ns().to_bytes(8) + tail)
 
+    import_asyncio()
     from microsandbox.runtime.launch import supervise
 
     return supervise(parcel["plan"], started, watchdog, marks)

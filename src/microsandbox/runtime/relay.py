@@ -158,6 +158,8 @@ class Relay:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        #: Set by the first client.
+        self.visited = asyncio.Event()
         self.last_activity = time.monotonic()
 
     async def serve(self, listener: socket.socket, ready: Frame) -> None:
@@ -218,6 +220,7 @@ class Relay:
                 client.slot = slot
                 self._clients[slot] = client
                 self._next_slot = (slot + 1) % MAX_CLIENTS
+                self.visited.set()
                 return self._ready
         log.warning("a client was turned away: all %d places are taken", MAX_CLIENTS)
         return None

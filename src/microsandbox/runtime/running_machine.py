@@ -20,35 +20,29 @@ _LAST_WORDS, PORT_TO_EXIT = 2.0, 2.0
 class RunningMachine:
     """Owns the machine: ``end()`` kills what is left of it and waits for its end."""
 
-    def __init__(self, vm: VirtualMachine, monitor: Monitor) -> None:
+    def __init__(self, vm: VirtualMachine) -> None:
         self.vm = vm
-        self.monitor = monitor
+        self.monitor: Monitor
         self.guest: GuestLink
         self.console: LogStream
         self.errors: LogStream
         self.exited: asyncio.Future[int] = asyncio.ensure_future(vm.wait())
-        self._monitoring: asyncio.Future[None] | None = None
 
     @classmethod
-    async def attach(cls, vm: VirtualMachine, name: str, logs: Path) -> RunningMachine:
+    async def attach(cls, vm: VirtualMachine, logs: Path) -> RunningMachine:
         """Connect to the machine's sockets. ``logs`` is where its console and QEMU's errors are kept."""
-        running = cls(vm, Monitor(name))
+        running = cls(vm)
         running.console = await _keep(vm.console, logs / "kernel.log")
         running.errors = await _keep(vm.errors, logs / "qemu.log")
         running.guest = await GuestLink.open(vm.agent)
+        running.monitor = await Monitor.open(vm.qmp)
         return running
-
-    def watch(self) -> None:
-        """Have QEMU report what happens, and take commands."""
-        self._monitoring = asyncio.ensure_future(self.monitor.connect(self.vm.qmp))
 
     async def end(self) -> None:
         """Kill the machine unless it has ended, and see it gone."""
         self.vm.kill()
         await self.exited
-        if self._monitoring is not None:
-            await self._monitoring  # the end of the machine is the end of its QMP connection too
-            await self.monitor.close()
+        await self.monitor.wait_closed()  # its end is the end of its QMP connection too
         self.guest.close()
 
     async def why(self, failure: LinkLost) -> BootFailure:

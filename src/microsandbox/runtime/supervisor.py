@@ -16,9 +16,11 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cbor2  # noqa: F401 - the guest's first words must not wait for it
 from msgspec import Struct
 
 from microsandbox.agent.protocol import Frame, MessageType
@@ -46,6 +48,8 @@ FLUSH_WINDOW = 8.0
 ORPHAN_FLUSH_WINDOW = 4.0
 #: Seconds between settings of the guest's clock.
 CLOCK_INTERVAL = 60.0
+#: Seconds that other work waits for the owner to come first.
+_FIRST_VISIT = 1.0
 _DETACH = b"\x01"
 
 log = logging.getLogger(__name__)
@@ -114,7 +118,7 @@ class Supervisor:
             await self._machine.end()
 
     async def _attach(self, vm: VirtualMachine) -> RunningMachine:
-        return await RunningMachine.attach(vm, self._plan.name, self._plan.logs)
+        return await RunningMachine.attach(vm, self._plan.logs)
 
     async def _supervise(self) -> int:
         ready = await self._boot()
@@ -128,9 +132,8 @@ class Supervisor:
             await relay.serve(self._listener, ready)
             self._serving = relay, pausing
             self._trace.mark("relay serves")
-            machine.watch()
             self._start_timers(machine.guest, relay, pausing)
-            self._start(self._settle_in())
+            self._start(self._settle_in(relay))
             await asyncio.wait(
                 (machine.exited, self._ending, machine.guest.lost), return_when=asyncio.FIRST_COMPLETED
             )
@@ -203,8 +206,11 @@ class Supervisor:
             if not disk.read_only:
                 await self._machine.monitor.resize_disk(index, os.fstat(disk.fd).st_size)
 
-    async def _settle_in(self) -> None:
-        """What can wait until the guest is of use: a note of the timings, building the missing template."""
+    async def _settle_in(self, relay: Relay) -> None:
+        """What can wait until the owner has its guest: the timings, building the missing template."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_VISIT):
+                await relay.visited.wait()
         self._trace.save(self._plan.logs)
         log.info("milliseconds since create: %s", self._trace)
         if self._plan.template is not None and not self._plan.template.rooted:

@@ -67,14 +67,13 @@ def row(catalog):
 async def pausing(world, qemu, catalog, row):
     near, far = socket.socketpair()
     serving = asyncio.ensure_future(qemu.serve(far))
-    monitor = Monitor("box")
-    await monitor.connect(near)
+    monitor = await Monitor.open(near)
     plan = SimpleNamespace(name="box", sandbox_id=row.id)
     found = Pausing(plan, monitor, catalog, world.relay._guest, world.relay)
     yield found
     qemu.may_answer.set()
     found.close()
-    await monitor.close()
+    near.close()
     await serving
 
 
