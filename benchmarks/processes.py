@@ -25,7 +25,7 @@ def sandboxes_of_this_process():
     return [
         Processes(child, tuple(descendants(child)))
         for child in _children(os.getpid())
-        if b"microsandbox.runtime" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"microsandbox.runtime" in Path(f"/proc/{child}/cmdline").read_bytes() and _children(child)
     ]
 
 
@@ -57,11 +57,13 @@ def cpu_seconds(*pids):
 
 def _children(pid):
     """All threads' children; not those that have ended and are only not waited for."""
+    found = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in children.read_text().split():
                 if _stat(child)[0] not in "ZX":
-                    yield int(child)
+                    found.append(int(child))
+    return found
 
 
 def _stat(pid):

@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from microsandbox.sandbox.context import Context
@@ -15,16 +16,24 @@ from microsandbox.vmm.jail import FIRST_UID
 
 
 def supervisors(home):
-    """Pids of the supervisors that belong to this home."""
-    return _programs(home, "microsandbox.runtime")
+    """Pids of the supervisors that belong to this home: they, and nobody else, have a runtime log open.
+
+    Not by command line: one that waited for a sandbox, or was forked by `msb run`, has another.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if any(
+                    path.startswith(f"{home}/") and path.endswith("/runtime.log") for path in _open(entry)
+                ):
+                    found.append(int(entry.name))
+    return found
 
 
 def builders(home):
     """Pids of the template builders of this home."""
-    return _programs(home, "microsandbox.runtime.template_builder")
-
-
-def _programs(home, module):
+    module = "microsandbox.runtime.template_builder"
     mark = f"MSB_HOME={home}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -70,7 +79,11 @@ def machines(home=None):
 
 
 def _has_open(process, home):
-    return any(os.readlink(entry).startswith(f"{home}/") for entry in (process / "fd").iterdir())
+    return any(path.startswith(f"{home}/") for path in _open(process))
+
+
+def _open(process):
+    return [os.readlink(entry) for entry in (process / "fd").iterdir()]
 
 
 def machine_of(supervisor):

@@ -6,21 +6,40 @@ interpreter starts.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
+
+TYPE_CHECKING = False  # importing typing would take longer than `msb --version`
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 #: As a shell spells a program that SIGINT or SIGPIPE ended.
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; no exception of ours leaves here."""
+def program() -> NoReturn:
+    """The console script: a process that runs one command line and nothing else.
+
+    Until it has imported what it needs there is no garbage to collect, and looking for some takes a fifth of
+    the time. It leaves as soon as its work is done: the interpreter's own end takes 20 ms.
+    """
+    gc.disable()
+    code = main(sys.argv[1:], dedicated=True)
+    os._exit(code)
+
+
+def main(argv: Sequence[str] | None = None, *, dedicated: bool = False) -> int:
+    """Run the command line and return its exit code; no exception of ours leaves here.
+
+    ``dedicated``: nothing else runs in this process, which may be forked.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _open_standard_descriptors()
         _name_ourselves()
-        code = _run(words, dedicated=argv is None)
+        code = _run(words, dedicated=dedicated)
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()

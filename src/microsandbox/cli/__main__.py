@@ -1,7 +1,5 @@
 """``python -m microsandbox.cli`` is ``msb``."""
 
-import sys
+from microsandbox.cli import program
 
-from microsandbox.cli import main
-
-sys.exit(main())
+program()

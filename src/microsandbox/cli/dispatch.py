@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import sys
@@ -60,7 +61,10 @@ def _dispatch(words: Sequence[str], *, dedicated: bool) -> int:
         import microsandbox.sandbox.creation  # noqa: F401 - both need much of it
         from microsandbox.runtime import standby
 
-        standby.prepare()
+        standby.fork()
+    if dedicated:
+        gc.freeze()  # all that was imported stays
+        gc.enable()
     return handler(invocation)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 WATCHDOG_FD, PLAN_FD = 97, 98
+#: Where one that waits for a sandbox is told of it.
+STANDBY_FD = 96
 #: Disks, in the order of the plan.
 FIRST_DISK_FD = 100
 #: QEMU's ends of its sockets, and the saved state of devices that it goes on from.

@@ -104,9 +104,8 @@ def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> in
             high = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
             stack.callback(os.close, high)
             placed.append((high, number))
-        waiting = standby.take() if mode is SpawnMode.ATTACHED else None
-        if waiting is not None:
-            waiting.send(arguments, placed)
+        waiting = standby.take()
+        if waiting is not None and waiting.serve(arguments, placed):
             return waiting.pid
         return _spawn(arguments, placed, mode)
 

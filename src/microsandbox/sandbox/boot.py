@@ -17,8 +17,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from microsandbox.agent.connection import Connection
-from microsandbox.errors import BootError, InvalidConfigError
+from microsandbox.errors import BootError, FilesystemError, InvalidConfigError
 from microsandbox.image.store import StoredImage
+from microsandbox.runtime import standby
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
 from microsandbox.runtime.disks import DiskInUseError, open_locked
@@ -38,6 +39,8 @@ from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
 #: How often, and at which interval in seconds, a lock is asked for that another machine still has.
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
+#: Seconds that the processors are left to what a new sandbox is made for.
+_FIRST_COMMAND = 0.25
 
 
 async def prepare_host(context: Context) -> Host:
@@ -83,6 +86,7 @@ async def boot(
         assert row.run_id is not None
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
+    asyncio.get_running_loop().call_later(_FIRST_COMMAND, standby.sandbox_made)
     return handle, connection
 
 
@@ -199,12 +203,11 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:
-    from microsandbox.errors import FilesystemError
+    if config.workdir is None:
+        return
     from microsandbox.sandbox.fs import SandboxFsOps
     from microsandbox.types import FsEntryKind
 
-    if config.workdir is None:
-        return
     try:
         found = await SandboxFsOps(connection).stat(config.workdir)
     except FilesystemError as error:

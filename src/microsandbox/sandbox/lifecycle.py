@@ -99,8 +99,7 @@ async def kill(context: Context, name: str, timeout: float | None) -> None:
     limit = KILL_TIMEOUT if timeout is None else timeout
     machine = open_children(row.process.pid) if row.process is not None and row.process.alive() else []
     _send(row, signal.SIGKILL)
-    gone = await _gone(row, limit)
-    if not await end_machine(machine, limit) or not gone:
+    if not all(await asyncio.gather(_gone(row, limit), end_machine(machine, limit))):
         raise not_observed(name)
     settle_killed(context, row)
 
@@ -198,7 +197,7 @@ async def _gone(row: SandboxRow, timeout: float | None) -> bool:
 
 
 async def end_machine(pidfds: list[int], timeout: float) -> bool:
-    """See the children of a killed supervisor gone. They die with it, unless a hostile one saw to that."""
+    """See the children of a supervisor gone that is being killed. A hostile one might not die with it."""
     for fd in pidfds:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)

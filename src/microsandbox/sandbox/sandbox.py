@@ -20,7 +20,7 @@ from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import CreateKeywords, SandboxConfig
 from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import SandboxRow
-from microsandbox.types import SandboxStatus, SandboxStopResult
+from microsandbox.types import SandboxStatus
 
 if TYPE_CHECKING:
     from microsandbox.metrics.public import MetricsStream
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.logs import LogStream
     from microsandbox.sandbox.pull_session import PullSession
     from microsandbox.sandbox.ssh import SandboxSshOps
-    from microsandbox.types import ExecOutput, LogEntry, LogReadSource, SandboxMetrics
+    from microsandbox.types import ExecOutput, LogEntry, LogReadSource, SandboxMetrics, SandboxStopResult
 
 
 class Sandbox:
@@ -265,8 +265,7 @@ class Sandbox:
         limit = lifecycle.KILL_TIMEOUT if timeout is None else timeout
         machine = open_children(self._process.pid) if self._process.try_wait() is None else []
         await self.request_kill()
-        gone = await self._ended(limit)
-        if not await lifecycle.end_machine(machine, limit) or not gone:
+        if not all(await asyncio.gather(self._ended(limit), lifecycle.end_machine(machine, limit))):
             raise lifecycle.not_observed(self._row.name)
         lifecycle.settle_killed(self._context, self._row)
 
@@ -401,6 +400,8 @@ class Sandbox:
 def stop_result(
     observed: lifecycle.Observed, code: int | None, signal: int | None, source: str
 ) -> SandboxStopResult:
+    from microsandbox.types import SandboxStopResult
+
     return SandboxStopResult(
         name=observed.row.name,
         status=SandboxStatus(observed.row.status.lower()),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from microsandbox._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from microsandbox.types.choices import LogLevel, PullPolicy, SandboxStatus, SecurityProfile
     from microsandbox.types.execution import (
         ExecOutput,
         ExecStreamEvent,
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
         Stdin,
     )
     from microsandbox.types.files import FsEntry, FsEntryKind, FsMetadata
-    from microsandbox.types.images import Image, ImageSource, PullPolicy, RegistryAuth
+    from microsandbox.types.images import Image, ImageSource, RegistryAuth
     from microsandbox.types.mounts import (
         DiskImageFormat,
         HostPermissions,
@@ -43,16 +44,7 @@ if TYPE_CHECKING:
     )
     from microsandbox.types.observation import LogEntry, LogReadSource, LogSource, SandboxMetrics
     from microsandbox.types.patches import Patch, PatchConfig
-    from microsandbox.types.sandbox import (
-        GiB,
-        InitConfig,
-        LogLevel,
-        MiB,
-        SandboxStatus,
-        SandboxStopResult,
-        SecurityProfile,
-        Size,
-    )
+    from microsandbox.types.sandbox import GiB, InitConfig, MiB, SandboxStopResult, Size
     from microsandbox.types.secrets import (
         Secret,
         SecretEntry,
@@ -65,9 +57,10 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "choices": "LogLevel PullPolicy SandboxStatus SecurityProfile",
             "execution": "ExecOutput ExecStreamEvent ExitStatus Rlimit RlimitResource Stdin",
             "files": "FsEntry FsEntryKind FsMetadata",
-            "images": "Image ImageSource PullPolicy RegistryAuth",
+            "images": "Image ImageSource RegistryAuth",
             "mounts": "DiskImageFormat HostPermissions MountConfig MountKind StatVirtualization",
             "network": (
                 "Action DestGroup Destination Direction DnsConfig Network NetworkDestination "
@@ -76,7 +69,7 @@ else:
             ),
             "observation": "LogEntry LogReadSource LogSource SandboxMetrics",
             "patches": "Patch PatchConfig",
-            "sandbox": "GiB InitConfig LogLevel MiB SandboxStatus SandboxStopResult SecurityProfile Size",
+            "sandbox": "GiB InitConfig MiB SandboxStopResult Size",
             "secrets": (
                 "Secret SecretEntry SecretInjection ViolationAction ViolationPolicy violation_policy_to_dict"
             ),

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from enum import StrEnum
-
-
-class PullPolicy(StrEnum):
-    """When the registry is asked."""
-
-    ALWAYS = "always"
-    IF_MISSING = "if-missing"
-    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)

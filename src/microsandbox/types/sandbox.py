@@ -1,10 +1,9 @@
-"""What a sandbox is made with and how it ends: sizes, levels, statuses."""
+"""What a sandbox is made with and how it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 #: Bytes. ``memory=`` is in MiB: write ``memory=512``, not ``memory=512 * MiB``.
@@ -30,29 +29,6 @@ class Size:
     def mib_count(self) -> int:
         """Whole MiB, rounded down."""
         return self.bytes // MiB
-
-
-class LogLevel(StrEnum):
-    """How much a sandbox's runtime writes to its log."""
-
-    TRACE = "trace"
-    DEBUG = "debug"
-    INFO = "info"
-    WARN = "warn"
-    ERROR = "error"
-
-
-class SecurityProfile(StrEnum):
-    DEFAULT = "default"
-    RESTRICTED = "restricted"
-
-
-class SandboxStatus(StrEnum):
-    RUNNING = "running"
-    STOPPED = "stopped"
-    CRASHED = "crashed"
-    DRAINING = "draining"
-    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)
