@@ -308,3 +308,34 @@ async def test_no_machine_can_write_to_the_memory_that_all_share(busybox, name, 
                 assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
         assert templates.store.verify(template) == []
     assert templates.store.verify(template) == []
+
+
+@pytest.mark.parametrize("start", ["template", "boot"])
+@pytest.mark.parametrize(
+    ("volumes", "mounts"),
+    [
+        ({}, ["/tmp 128M"]),
+        ({"/tmp": {"tmpfs": True, "size_mib": 10}}, ["/tmp 10M"]),
+        ({"/tmp": {"tmpfs": True, "size_mib": 128, "noexec": True}}, ["/tmp 128M noexec"]),
+        ({"/tmp/inside": {"tmpfs": True, "size_mib": 5}}, ["/tmp 128M", "/tmp/inside 5M"]),
+    ],
+    ids=["usual", "another size", "other options", "a mount inside"],
+)
+async def test_tmp_is_what_was_asked_for_however_the_guest_came_up(
+    busybox, name, monkeypatch, start, volumes, mounts
+):
+    if start == "boot":
+        monkeypatch.setenv("MSB_TEMPLATES", "off")
+    async with await Sandbox.create(name, image=busybox, memory=512, volumes=volumes) as sandbox:
+        found = (await sandbox.shell("grep ' /tmp' /proc/mounts; ls -ld /tmp; ls /tmp")).stdout_text
+        lines = found.splitlines()
+        words = [line.split() for line in lines if line.startswith("tmpfs")]
+        described = [
+            f"{place} {int(options.split('size=')[1].split('k')[0]) // 1024}M"
+            + (" noexec" if "noexec" in options.split(",") else "")
+            for _, place, _, options, *_ in words
+        ]
+        assert described == mounts
+        assert "drwxrwxrwt" in found
+        inside = [volume.rpartition("/")[2] for volume in volumes if volume != "/tmp"]
+        assert lines[len(words) + 1 :] == inside, "nothing is there that nobody put there"

@@ -160,7 +160,7 @@ def _boot_config(config: SandboxConfig) -> dict[str, Any]:
     ]
     tmpfs = [
         {"path": mount.guest, "size_mib": mount.size_mib, "options": mount.options}
-        for mount in config.tmpfs_mounts
+        for mount in sorted(config.tmpfs_mounts, key=lambda mount: mount.depth)
     ]
     return {
         "hostname": config.guest_hostname,

@@ -34,6 +34,11 @@ class TmpfsMount(Struct, frozen=True):
     nodev: bool = False
 
     @property
+    def depth(self) -> int:
+        """Of the guest path. What is mounted after a deeper place would hide it."""
+        return posixpath.normpath(self.guest).count("/")
+
+    @property
     def options(self) -> list[str]:
         """As mount(8) spells them."""
         names = {"readonly": "ro", "noexec": "noexec", "nosuid": "nosuid", "nodev": "nodev"}
@@ -48,10 +53,10 @@ def parse_volumes(value: object) -> tuple[TmpfsMount, ...]:
 
 
 def with_implicit_tmp(mounts: tuple[TmpfsMount, ...], memory_mib: int) -> tuple[TmpfsMount, ...]:
-    """The mounts, and before them, as they may be inside it, a tmpfs on /tmp unless one of them is there."""
+    """The mounts, and a tmpfs on /tmp unless one of them is there."""
     if any(mount.guest.rstrip("/") == "/tmp" for mount in mounts):  # noqa: S108 - the guest's
         return mounts
-    return (TmpfsMount("/tmp", implicit_tmp_mib(memory_mib)), *mounts)  # noqa: S108
+    return (*mounts, TmpfsMount("/tmp", implicit_tmp_mib(memory_mib)))  # noqa: S108
 
 
 def implicit_tmp_mib(memory_mib: int) -> int:

@@ -131,7 +131,9 @@ class Monitor(asyncio.Protocol):
                 answer.set_exception(VmmError("it has ended"))
         self._answers.clear()
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: Any) -> None:
+        if not isinstance(message, dict):
+            raise TypeError(f"{type(message).__name__} instead of an object")
         if "QMP" in message:
             self._send("qmp_capabilities", {}).add_done_callback(self._on_negotiated)
         elif "event" in message:
@@ -140,8 +142,8 @@ class Monitor(asyncio.Protocol):
             self._on_answer(message)
 
     def _on_negotiated(self, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is not None:
-            log.warning("QEMU's monitor takes no commands: %s", answer.exception())
+        if (refusal := answer.exception()) is not None and not self._ended.is_set():
+            log.warning("QEMU's monitor takes no commands: %s", refusal)
         self._negotiated.set()
 
     def _on_answer(self, message: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime import spawn as spawning
+from microsandbox.runtime import standby
 from microsandbox.runtime.plan import LaunchPlan, Parcel
 from microsandbox.runtime.spawn import SpawnMode, spawn
 from microsandbox.vmm.jail import Jailed
@@ -32,6 +33,7 @@ def parcel(tmp_path):
 @pytest.fixture
 def supervisor(monkeypatch):
     """Have a shell script run in the supervisor's place."""
+    standby.dismiss()  # one may wait for a sandbox of an earlier test
 
     def use(script):
         monkeypatch.setattr(spawning, "module_command", lambda *_: ["/bin/sh", "-c", script])
