@@ -1,5 +1,6 @@
 """What there is before and after: this process's children and descriptors, the home's files and rows."""
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from benchmarks.measure import expect
 from benchmarks.processes import descendants
 from microsandbox import Sandbox
+from microsandbox.runtime import standby
+from microsandbox.sandbox.boot import SPARE_DELAY
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -45,7 +48,9 @@ def _descriptors():
 
 
 async def expect_nothing_beyond(before, home):
-    """Report what there is now that was not there ``before``."""
+    """Report what there is now that was not there ``before``, beside what waits for a next sandbox."""
+    await asyncio.sleep(SPARE_DELAY)
+    standby.dismiss()
     left = await belongings(home) - before
     found = ", ".join(f"{count} {what}" for what, count in left.items())
     expect("left behind: processes, descriptors, files, rows", found or "nothing", "nothing")

@@ -40,7 +40,7 @@ from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 #: How often, and at which interval in seconds, a lock is asked for that another machine still has.
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 #: Seconds that the processors are left to what a new sandbox is made for.
-_FIRST_COMMAND = 0.25
+SPARE_DELAY = 0.25
 
 
 async def prepare_host(context: Context) -> Host:
@@ -86,7 +86,7 @@ async def boot(
         assert row.run_id is not None
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
-    asyncio.get_running_loop().call_later(_FIRST_COMMAND, standby.sandbox_made)
+    asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
 
 
