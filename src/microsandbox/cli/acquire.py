@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from microsandbox.sandbox.handle import SandboxHandle
 
 
-class Held(Struct, frozen=True):
-    """A connected sandbox, and what this invocation owes it when it is done."""
+class Held(Struct):
+    """A connected sandbox, and what this invocation owes it when it is done: nothing if it ``stays``."""
 
     sandbox: Sandbox
     name: str
     started_here: bool
     throw_away: bool = False
+    stays: bool = False
 
     async def release(self, signals: Signals, mark: Callable[[str], None] = lambda _: None) -> None:
         """Stop it if it was started here, remove it if it has no name. A second signal kills it.
@@ -32,7 +33,7 @@ class Held(Struct, frozen=True):
         A failure is said, not raised: it must not take the place of how the command ended. ``mark`` is told
         what was done.
         """
-        if not self.started_here:
+        if not self.started_here or self.stays:
             await self.sandbox.detach()
             return
         try:

@@ -29,7 +29,9 @@ _REFERENCE = (Argument("REFERENCE", Arity.ONE, "Image, e.g. alpine:3.20"),)
 _TTY = Option("tty", "t", help="Give the command a terminal")
 _TIMEOUT = Option("timeout", None, "DURATION", "Kill the command after that long", convert=values.duration)
 _RLIMIT = Option("rlimit", None, "RESOURCE=SOFT[:HARD]", "Resource limit of the command", True, values.rlimit)
-_DETACH_KEYS = later("detach-keys", None, "SPEC", repeat=False)
+_DETACH_KEYS = Option(
+    "detach-keys", None, "SPEC", "Keys that leave an interactive session", convert=values.detach_keys
+)
 
 _PULL_OPTIONS = (
     Option("force", "f", help="Download again"),

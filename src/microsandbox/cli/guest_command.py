@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
+from microsandbox import terminal
 from microsandbox.agent.protocol import Message, MessageType, binary, integer
-from microsandbox.cli import terminal
 from microsandbox.cli.failures import KILLED, GuestCommandError, refusing_arguments
 from microsandbox.cli.interrupts import Interrupted, Signals, first_of
-from microsandbox.cli.streams import Input, Output
 from microsandbox.errors import AgentClientError, ExecFailedError, ExecTimeoutError, MicrosandboxError
+from microsandbox.sandbox.detach_keys import DetachKeys
 from microsandbox.sandbox.exec import end_tasks, exec_failure
+from microsandbox.streams import Input, Output
 from microsandbox.units import format_duration_precise
 
 if TYPE_CHECKING:
@@ -35,16 +36,22 @@ _CTRL_D = b"\x04"
 _OUTPUT = (MessageType.EXEC_STDOUT, MessageType.EXEC_STDERR)
 
 
+class DetachedError(Exception):
+    """The user has left the command, and wants the sandbox to stay."""
+
+
 class GuestCommand(Struct, frozen=True):
     """What to run, and how. ``timeout`` is in seconds; ``options`` are keywords of ``exec_stream``.
 
-    ``mark`` is told when the first output has come, and when the command has ended.
+    ``detach_keys`` end our part in it. ``mark`` is told when the first output has come, and when the command
+    has ended.
     """
 
     argv: tuple[str, ...]
     tty: bool = False
     timeout: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    detach_keys: DetachKeys | None = None
     mark: Callable[[str], None] = lambda _: None
 
 
@@ -63,7 +70,7 @@ def resolve_command(
 async def run_guest_command(sandbox: Sandbox, name: str, command: GuestCommand, signals: Signals) -> int:
     """Run it to its end and return its exit code (255 when a signal killed it).
 
-    Raises GuestCommandError, ExecTimeoutError, Interrupted, BrokenPipeError.
+    Raises DetachedError, GuestCommandError, ExecTimeoutError, Interrupted, BrokenPipeError.
     """
     handle = await _start(sandbox, name, command)
     with ExitStack() as stack:
@@ -99,6 +106,7 @@ class _Running:
         self._handle, self._name, self._command = handle, name, command
         self._stdout, self._stderr = stdout, stderr
         self._input: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
 
     async def wait(self, signals: Signals, stdin: Input) -> int:
         sink = self._handle.take_stdin()
@@ -118,14 +126,17 @@ class _Running:
 
     async def _wait(self, output: asyncio.Task[int], signals: Signals) -> int:
         interrupted = asyncio.ensure_future(self._pass_on(signals))
+        leaving = asyncio.ensure_future(self._leaving.wait())
         try:
             await asyncio.wait(
-                (output, interrupted),
+                (output, interrupted, leaving),
                 timeout=self._command.timeout,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            await end_tasks([interrupted])
+            await end_tasks([interrupted, leaving])
+        if self._leaving.is_set() and not output.done():
+            raise DetachedError
         if output.done() or signals.first is not None:
             signals.check()
             return output.result()
@@ -182,7 +193,14 @@ class _Running:
     async def _forward_input(self, stdin: Input, sink: ExecSink) -> None:
         try:
             while data := await stdin.read():
-                await sink.write(data)
+                left = False
+                if self._command.detach_keys is not None:
+                    data, left = self._command.detach_keys.feed(data)
+                if data:
+                    await sink.write(data)
+                if left:
+                    self._leaving.set()
+                    return
             if self._command.tty:
                 await sink.write(_CTRL_D)
             else:

@@ -17,11 +17,11 @@ from microsandbox.cli.interrupts import run_cancellable
 from microsandbox.cli.model import Invocation
 from microsandbox.cli.pull_display import PullDisplay
 from microsandbox.cli.spinner import progress, spinner
-from microsandbox.cli.streams import Input
 from microsandbox.errors import MicrosandboxError
 from microsandbox.image.public import Image
 from microsandbox.store.files import make_private, partial_path
 from microsandbox.store.home import Home
+from microsandbox.streams import Input
 from microsandbox.units import format_bytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
-from microsandbox.cli import output, terminal
+from microsandbox import terminal
+from microsandbox.cli import output
 from microsandbox.units import format_bytes, format_duration
 
 if TYPE_CHECKING:

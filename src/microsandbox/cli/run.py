@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from microsandbox.cli import output, terminal
+from microsandbox import terminal
+from microsandbox.cli import output
 from microsandbox.cli.acquire import Held, take
 from microsandbox.cli.creation import Creation, create, creation_options_given
-from microsandbox.cli.guest_command import GuestCommand, resolve_command, run_guest_command
+from microsandbox.cli.guest_command import DetachedError, GuestCommand, resolve_command, run_guest_command
 from microsandbox.cli.interrupts import Signals, run_interruptible
 from microsandbox.cli.model import Invocation, UsageError
 from microsandbox.cli.timings import Timings
 from microsandbox.errors import SandboxNotFoundError
+from microsandbox.sandbox.detach_keys import DEFAULT, DetachKeys
 from microsandbox.sandbox.sandbox import Sandbox
 
 
@@ -78,8 +80,20 @@ async def run_in(
         output.warn("no command provided and stdin is not a terminal")
         return 0
     tty = invocation["tty"] or (interactive and not invocation.guest_command)
-    command = GuestCommand(argv, tty, invocation["timeout"], _exec_options(invocation), mark)
-    return await run_guest_command(held.sandbox, held.name, command, signals)
+    command = GuestCommand(
+        argv,
+        tty,
+        invocation["timeout"],
+        _exec_options(invocation),
+        DetachKeys(invocation["detach_keys"] or DEFAULT) if tty and interactive else None,
+        mark,
+    )
+    try:
+        return await run_guest_command(held.sandbox, held.name, command, signals)
+    except DetachedError:
+        held.stays = True
+        output.say(f"\r\ndetached; sandbox '{held.name}' is running")
+        return 0
 
 
 def _exec_options(invocation: Invocation) -> dict[str, Any]:

@@ -69,6 +69,18 @@ def label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def detach_keys(text: str) -> str:
+    """Keys as ``--detach-keys`` has them, checked."""
+    from microsandbox.errors import InvalidConfigError
+    from microsandbox.sandbox.detach_keys import DetachKeys
+
+    try:
+        DetachKeys(text)
+    except InvalidConfigError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 def one_of(kind: str, *choices: str) -> _Choice:
     """A conversion that accepts these words only."""
     return _Choice(kind, choices)

@@ -204,6 +204,39 @@ class Sandbox:
 
         return await self._start(parse_shell(script, self._config.shell, options))
 
+    async def attach(
+        self,
+        cmd: str,
+        args: builtins.list[str] | None = None,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        detach_keys: str | None = None,
+    ) -> int:
+        """Run a command on this program's terminal, which is in raw mode meanwhile, and return its exit code.
+
+        -1 when the user has typed ``detach_keys`` (default ``ctrl-]``), or the terminal is gone: the command
+        goes on as long as this object. Raises MicrosandboxError without a terminal, ExecFailedError.
+        """
+        from microsandbox.sandbox.attach import attach
+        from microsandbox.sandbox.detach_keys import DEFAULT, DetachKeys
+        from microsandbox.sandbox.exec_options import exec_request, parse_exec
+        from microsandbox.types import Stdin
+
+        if args is not None and not isinstance(args, builtins.list):
+            raise TypeError("args must be a list of strings")
+        options = parse_exec(cmd, args, cwd=cwd, user=user, env=env, stdin=Stdin.pipe(), tty=True)
+        keys = DetachKeys(DEFAULT if detach_keys is None else parameter("detach_keys", text, detach_keys))
+        self._check_usable()
+        return await attach(self._connection, exec_request(options, self._config), options, keys)
+
+    async def attach_shell(self) -> int:
+        """As attach(), with the sandbox's shell."""
+        from microsandbox.sandbox.exec_options import DEFAULT_SHELL
+
+        return await self.attach(self._config.shell or DEFAULT_SHELL)
+
     async def _start(self, options: ExecOptions) -> ExecHandle:
         from microsandbox.sandbox import exec
         from microsandbox.sandbox.exec_options import exec_request
@@ -355,21 +388,6 @@ class Sandbox:
 
     def ssh(self) -> SandboxSshOps:
         raise NotSupportedYetError("ssh")
-
-    async def attach(
-        self,
-        cmd: str,
-        args: builtins.list[str] | None = None,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        env: Mapping[str, str] | None = None,
-        detach_keys: str | None = None,
-    ) -> int:
-        raise NotSupportedYetError("attach")
-
-    async def attach_shell(self) -> int:
-        raise NotSupportedYetError("attach_shell")
 
     async def metrics(self) -> SandboxMetrics:
         raise NotSupportedYetError("metrics")

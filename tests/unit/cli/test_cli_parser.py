@@ -113,7 +113,6 @@ def test_what_is_wrong_with_a_line(line, error):
         ("run -v a:/b x", "-v/--volume"),
         ("run x -p 80:80", "-p/--port"),
         ("create x --tls-intercept", "--tls-intercept"),
-        ("exec box --detach-keys ctrl-a", "--detach-keys"),
         ("run --snapshot s", "--snapshot"),
     ],
 )
