@@ -98,7 +98,9 @@ class MetricsStream(Unavailable):
         loop = asyncio.get_running_loop()
         if (early := self._next - loop.time()) > 0:
             await asyncio.sleep(early)
-        self._next = max(self._next, loop.time() - self._interval) + self._interval
+        now = loop.time()
+        on_time = now - self._next < self._interval
+        self._next = (self._next if on_time else now) + self._interval
         try:
             self._last = await _latest_record(self._context, self._name)
         except MetricsDisabledError:

@@ -68,8 +68,6 @@ async def test_a_detached_sandbox_lives_on(sandbox):
         ("ssh", lambda box: box.ssh()),
         ("attach", lambda box: box.attach("sh", cwd="/", detach_keys="ctrl-]")),
         ("attach_shell", lambda box: box.attach_shell()),
-        ("metrics", lambda box: box.metrics()),
-        ("metrics_stream", lambda box: box.metrics_stream(0.5)),
         ("logs", lambda box: box.logs(5, sources=["all"])),
         ("log_stream", lambda box: box.log_stream(["stdout"], follow=True)),
     ],
