@@ -26,11 +26,13 @@ def cpu_time(pid):
 
 
 async def test_what_a_guest_does_is_measured(busybox, session_home, name):
-    async with await Sandbox.create(name, image=busybox, memory=256) as sandbox:
+    async with await Sandbox.create(name, image=busybox) as sandbox:
         stream = await sandbox.metrics_stream(0.2)
         first = await anext(stream)
-        assert 0 < first.uptime_ms < 60_000 and first.memory_limit_bytes == 256 << 20
-        await sandbox.shell("head -c 16000000 /dev/zero > /root/x; sync; cat /dev/vda > /dev/null")
+        assert 0 < first.uptime_ms < 60_000 and first.memory_limit_bytes == 512 << 20
+        await sandbox.shell(
+            "head -c 16000000 /dev/zero > /root/x; sync; dd if=/dev/vda of=/dev/null bs=64k count=8"
+        )
         busy = asyncio.ensure_future(sandbox.shell("while :; do :; done", timeout=3.2))
         most = 0.0
         while not busy.done():
@@ -45,7 +47,7 @@ async def test_what_a_guest_does_is_measured(busybox, session_home, name):
         assert (sample.net_rx_bytes, sample.net_tx_bytes) == (0, 0)
         assert (await all_sandbox_metrics()).keys() == {name}
         found = subprocess.run([*MSB, "metrics", name, "--format", "json"], capture_output=True, text=True)
-        assert json.loads(found.stdout)["memory_limit_bytes"] == 256 << 20
+        assert json.loads(found.stdout)["memory_limit_bytes"] == 512 << 20
         [record] = records(session_home, name)
         assert record.active and record.entry.process.pid == sandbox._process.pid
         await sandbox.stop()
