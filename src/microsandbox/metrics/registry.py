@@ -21,10 +21,10 @@ import os
 import stat
 import struct
 import time
+from binascii import crc32
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from zlib import crc32
 
 from msgspec import Struct
 
