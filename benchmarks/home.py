@@ -22,7 +22,10 @@ def temporary_home():
     with tempfile.TemporaryDirectory(prefix="msb-bench-") as directory:
         (Path(directory) / "kernels").symlink_to(kernels)
         os.environ["MSB_HOME"] = directory
-        yield Path(directory)
+        try:
+            yield Path(directory)
+        finally:
+            Home.open().metrics_registry.unlink(missing_ok=True)
 
 
 async def load_busybox(home, memory=512):

@@ -10,8 +10,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from microsandbox.metrics.registry import Registry
 from microsandbox.sandbox.context import Context
+from microsandbox.store.config import Config
 from microsandbox.store.files import PARTIAL_PREFIX
+from microsandbox.store.home import Home
 from microsandbox.vmm.jail import FIRST_UID
 
 
@@ -105,6 +108,7 @@ def leftovers(home):
     found += [f"supervisor {pid}" for pid in supervisors(home)]
     found += [f"socket {path}" for path in home.glob("run/agent/*.sock")]
     found += [f"temporary {path}" for path in home.rglob(f"{PARTIAL_PREFIX}*")]
+    found += [f"metrics of {record.entry.name}" for record in metrics(home) if record.state in IN_USE]
     for path in home.glob("sandboxes/*/upper.ext4"):
         with path.open("rb") as file:
             try:
@@ -112,6 +116,19 @@ def leftovers(home):
             except BlockingIOError:
                 found.append(f"lock {path}")
     return found
+
+
+#: Reserved, active.
+IN_USE = (1, 2)
+
+
+def metrics(home):
+    """What is in the metrics registry of a home."""
+    try:
+        with Registry.open(Home(home, Config()).metrics_registry) as registry:
+            return list(registry.records())
+    except FileNotFoundError:
+        return []
 
 
 def wait_clean(home, *, within):

@@ -31,6 +31,7 @@ def session_home(prepared_kernels):
     os.environ["MSB_HOME"] = str(directory)
     yield directory
     left = audit.leftovers(directory)
+    Home.open().metrics_registry.unlink(missing_ok=True)
     if before is None:
         del os.environ["MSB_HOME"]
     else:

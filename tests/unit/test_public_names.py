@@ -130,7 +130,6 @@ def test_what_only_an_operation_returns_has_no_constructor(name):
 
 def operations():
     m = microsandbox
-    yield "metrics", lambda: m.all_sandbox_metrics()
     yield "named volumes", lambda: m.Volume.create("v")
     yield "named volumes", lambda: m.Volume.get("v")
     yield "named volumes", lambda: m.Volume.list()

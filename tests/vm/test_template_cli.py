@@ -27,6 +27,7 @@ def home(prepared_kernels, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("MSB_HOME", str(home))
     yield home
     audit.wait_clean(home, within=60)
+    Home.open().metrics_registry.unlink(missing_ok=True)
 
 
 def msb(*arguments):

@@ -115,7 +115,7 @@ _TEMPLATE = Command(
 )
 
 _LATER_COMMANDS = (
-    ("metrics", ()), ("copy", ("cp",)), ("logs", ()), ("ssh", ()), ("save", ()), ("registry", ()),
+    ("copy", ("cp",)), ("logs", ()), ("ssh", ()), ("save", ()), ("registry", ()),
     ("volume", ("vol",)), ("snapshot", ("snap",)), ("install", ()), ("uninstall", ()), ("self", ()),
 )  # fmt: skip
 
@@ -218,6 +218,20 @@ ROOT = Command(
             arguments=(Argument("NAME", Arity.OPTIONAL, "Sandbox"),),
             options=(Option("all", "a", help="Stopped ones, too"), _FILTER, _FORMAT, _NAMES_ONLY),
             exclusive=(("name", "all"), ("name", "label")),
+        ),
+        Command(
+            "metrics",
+            "Show what running sandboxes use",
+            "metrics:metrics",
+            _SANDBOXES,
+            arguments=(Argument("NAME", Arity.OPTIONAL, "Sandbox"),),
+            options=(
+                Option("watch", None, help="Go on showing it, every second, until Ctrl-C"),
+                Option(
+                    "interval", "w", "SECONDS", "Go on showing it at that interval", convert=values.interval
+                ),
+                _FORMAT,
+            ),
         ),
         Command(
             "remove",

@@ -40,6 +40,11 @@ def shows_styles(stream: TextIO) -> bool:
     return "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def shows_motion(stream: TextIO) -> bool:
+    """Whether what was written there can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 # messages on standard error
 
 

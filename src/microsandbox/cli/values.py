@@ -51,6 +51,14 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def interval(text: str) -> float:
+    """Seconds between two things, at least a tenth of one."""
+    found = parse_duration(text)
+    if found < 0.1:
+        raise ValueError(f'invalid interval "{text}" (at least 0.1 seconds)')
+    return found
+
+
 def env(text: str) -> tuple[str, str]:
     """``K=V``, or ``K`` for the caller's variable."""
     key, separator, value = text.partition("=")

@@ -45,6 +45,15 @@ class BuilderPlan(Struct, frozen=True):
     lock: str
 
 
+class MetricsPlan(Struct, frozen=True):
+    """The slot of the metrics registry that was reserved, and the seconds between samples."""
+
+    registry: str
+    slot: int
+    generation: int
+    interval: float
+
+
 class LaunchPlan(Struct, frozen=True):
     """Everything the supervisor needs to run one sandbox. Durations in seconds, None is unlimited."""
 
@@ -75,6 +84,7 @@ class LaunchPlan(Struct, frozen=True):
     #: Whether the guest is told its configuration before the supervisor is there to do it.
     told: bool = False
     builder: BuilderPlan | None = None
+    metrics: MetricsPlan | None = None
     #: What happened before, and when (CLOCK_MONOTONIC, nanoseconds).
     trace: tuple[tuple[str, int], ...] = ()
 

@@ -37,9 +37,11 @@ from microsandbox.runtime.running_machine import PORT_TO_EXIT, RunningMachine
 from microsandbox.runtime.trace import Trace
 from microsandbox.store.database import Database, DatabaseError
 from microsandbox.store.files import FileLock
+from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
 from microsandbox.template.store import discard_template
 from microsandbox.tools import last_lines
+from microsandbox.units import MIB
 from microsandbox.vmm.qemu import VirtualMachine
 
 #: Seconds the guest has to flush its disks and power off.
@@ -72,6 +74,7 @@ class Supervisor:
         self._plan = plan
         self._vm = machine
         self._trace = Trace(plan.trace)
+        self._started_ms = time.time_ns() // 1_000_000
         self._listener = listener
         self._watchdog = watchdog
         self._catalog = SandboxCatalog(Database(Path(plan.database)))
@@ -133,7 +136,7 @@ class Supervisor:
             self._serving = relay, pausing
             self._trace.mark("relay serves")
             self._start_timers(machine.guest, relay, pausing)
-            self._start(self._settle_in(relay))
+            self._start(self._settle_in(relay, pausing))
             await asyncio.wait(
                 (machine.exited, self._ending, machine.guest.lost), return_when=asyncio.FIRST_COMPLETED
             )
@@ -206,11 +209,12 @@ class Supervisor:
             if not disk.read_only:
                 await self._machine.monitor.resize_disk(index, os.fstat(disk.fd).st_size)
 
-    async def _settle_in(self, relay: Relay) -> None:
-        """What can wait until the owner has its guest: the timings, building the missing template."""
+    async def _settle_in(self, relay: Relay, pausing: Pausing) -> None:
+        """What can wait until the owner has its guest: metrics, timings, building the missing template."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_VISIT):
                 await relay.visited.wait()
+        self._start_sampling(pausing)
         self._trace.save(self._plan.logs)
         log.info("milliseconds since create: %s", self._trace)
         if self._plan.template is not None and not self._plan.template.rooted:
@@ -220,6 +224,28 @@ class Supervisor:
             return
         built = await build_in_background(builder.arguments)
         log.info("the template for later sandboxes was %s", "built" if built else "not built")
+
+    def _start_sampling(self, pausing: Pausing) -> None:
+        plan = self._plan
+        if plan.metrics is None:
+            return
+        # Imported now: the guest was not to wait for it.
+        from microsandbox.metrics.registry import Entry, Slot
+        from microsandbox.metrics.sample import Meter
+        from microsandbox.metrics.sampler import Sampler
+
+        entry = Entry(
+            plan.sandbox_id,
+            plan.run_id,
+            ProcessIdentity.current(),
+            plan.name,
+            plan.memory_mib * MIB,
+            started_ms=self._started_ms,
+        )
+        slot = Slot(plan.metrics.slot, plan.metrics.generation)
+        meter = Meter(self._machine.vm.pid, self._machine.monitor)
+        sampler = Sampler(Path(plan.metrics.registry), slot, entry, meter, plan.metrics.interval)
+        self._start(sampler.run(pausing.running))
 
     async def _stop(self, machine: RunningMachine, pausing: Pausing | None) -> None:
         """From the wish to the end of the machine."""

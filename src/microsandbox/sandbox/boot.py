@@ -7,6 +7,7 @@ the writable layer. Whatever fails from here on leaves a stopped sandbox and no 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import posixpath
 import secrets
@@ -19,21 +20,24 @@ from msgspec.structs import replace
 from microsandbox.agent.connection import Connection
 from microsandbox.errors import BootError, FilesystemError, InvalidConfigError
 from microsandbox.image.store import StoredImage
+from microsandbox.metrics.registry import Entry, RegistryError, Reservation
 from microsandbox.runtime import standby
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
 from microsandbox.runtime.disks import DiskInUseError, open_locked
 from microsandbox.runtime.first_words import first_words
 from microsandbox.runtime.launch import parcel
-from microsandbox.runtime.plan import DiskPlan, LaunchPlan, Parcel
+from microsandbox.runtime.plan import DiskPlan, LaunchPlan, MetricsPlan, Parcel
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
 from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.templates import Start
+from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.template.shape import ROOT
+from microsandbox.units import MIB
 from microsandbox.vmm.host import Host, examine_host
 from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 
@@ -41,6 +45,8 @@ from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 #: Seconds that the processors are left to what a new sandbox is made for.
 SPARE_DELAY = 0.25
+
+log = logging.getLogger(__name__)
 
 
 async def prepare_host(context: Context) -> Host:
@@ -64,6 +70,7 @@ async def boot(
     """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
     paths = context.home.sandbox(row.name)
     handle: ProcessHandle | None = None
+    reservation: Reservation | None = None
     try:
         paths.boot_error.unlink(missing_ok=True)
         with ExitStack() as stack:
@@ -72,7 +79,9 @@ async def boot(
                 disks.append(await _open_disk(path, writable=writable))
                 stack.callback(os.close, disks[-1])
             trace.mark("disks open")
-            handle = await spawn(_parcel(context, row, config, host, start, trace, stack), disks, mode)
+            reservation = reserve_metrics(context, row, config)
+            plan = _plan(context, row, config, host, start, trace, reservation)
+            handle = await spawn(_parcel(plan, stack), disks, mode, reservation=reservation)
             trace.mark("supervisor runs")
         connection = await _connect(context, row, handle)
         try:
@@ -83,6 +92,8 @@ async def boot(
     except BaseException:
         if handle is not None:
             await asyncio.shield(abandon(handle))
+        elif reservation is not None:
+            reservation.release()
         assert row.run_id is not None
         context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
@@ -99,17 +110,8 @@ async def _open_disk(path: Path, *, writable: bool) -> int:
     return open_locked(path, writable=writable)
 
 
-def _parcel(
-    context: Context,
-    row: SandboxRow,
-    config: SandboxConfig,
-    host: Host,
-    start: Start,
-    trace: Trace,
-    stack: ExitStack,
-) -> Parcel:
+def _parcel(plan: LaunchPlan, stack: ExitStack) -> Parcel:
     """What the supervisor is handed; without the template, if that has been taken away meanwhile."""
-    plan = _plan(context, row, config, host, start, trace)
     if plan.template is not None:
         words = first_words(plan.resumed_boot)
         with suppress(OSError):
@@ -118,8 +120,27 @@ def _parcel(
     return parcel(plan, None, stack)
 
 
+def reserve_metrics(context: Context, row: SandboxRow, config: SandboxConfig) -> Reservation | None:
+    """A slot for the sandbox's samples, if any are to be taken; it runs without when there is none."""
+    if config.metrics_interval is None:
+        return None
+    assert row.run_id is not None
+    entry = Entry(row.id, row.run_id, ProcessIdentity.current(), row.name, config.memory_mib * MIB)
+    try:
+        return Reservation.make(context.home.metrics_registry, context.home.config.metrics_capacity, entry)
+    except (RegistryError, OSError) as error:
+        log.warning("sandbox '%s' runs without metrics: %s", row.name, error)
+        return None
+
+
 def _plan(
-    context: Context, row: SandboxRow, config: SandboxConfig, host: Host, start: Start, trace: Trace
+    context: Context,
+    row: SandboxRow,
+    config: SandboxConfig,
+    host: Host,
+    start: Start,
+    trace: Trace,
+    reservation: Reservation | None,
 ) -> LaunchPlan:
     paths = context.home.sandbox(row.name)
     assert row.run_id is not None
@@ -149,6 +170,14 @@ def _plan(
         templates=str(context.home.templates.absolute()),
         template=start.plan,
         builder=start.builder,
+        metrics=None
+        if reservation is None
+        else MetricsPlan(
+            str(reservation.path),
+            reservation.slot.index,
+            reservation.slot.generation,
+            config.metrics_interval or 0,
+        ),
         trace=trace.marks,
     )
 

@@ -40,7 +40,10 @@ def _open(base: Path) -> Context:
     home = Home.open()
     database = Database(home.database, busy_timeout=home.config.busy_timeout_secs)
 
-    def forget_socket(name: str) -> None:
-        home.agent_socket(name).unlink(missing_ok=True)
+    def forget(name: str) -> None:
+        from microsandbox.metrics.registry import free_dead
 
-    return Context(home, database, SandboxCatalog(database, forget_socket))
+        home.agent_socket(name).unlink(missing_ok=True)
+        free_dead(home.metrics_registry, name)
+
+    return Context(home, database, SandboxCatalog(database, forget))

@@ -120,10 +120,13 @@ class SandboxHandle:
         """Delete it. Raises SandboxStillRunningError."""
         await lifecycle.remove(self._context, self.name)
 
-    # later releases
-
     async def metrics(self) -> SandboxMetrics:
-        raise NotSupportedYetError("metrics")
+        """The latest sample of its run. Raises MetricsDisabledError, MetricsUnavailableError."""
+        from microsandbox.metrics.public import latest
+
+        return await latest(self._context, self.name)
+
+    # later releases
 
     async def logs(
         self,

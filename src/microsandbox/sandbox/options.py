@@ -106,7 +106,16 @@ class SandboxConfig(Struct, frozen=True):
     max_duration_secs: int | None = None
     idle_timeout_secs: int | None = None
     pause_after_secs: int | None = None
+    metrics_sample_interval_ms: int = 1000
+    disable_metrics_sample: bool = False
     manifest_digest: str | None = None
+
+    @property
+    def metrics_interval(self) -> float | None:
+        """Seconds between samples; None when none are taken."""
+        if self.disable_metrics_sample or self.metrics_sample_interval_ms <= 0:
+            return None
+        return self.metrics_sample_interval_ms / 1000
 
     @property
     def guest_hostname(self) -> str:
@@ -171,6 +180,8 @@ def _config(name: str, image: OciImage, values: Mapping[str, Any], home: Home) -
         max_duration_secs=values.get("max_duration"),
         idle_timeout_secs=values.get("idle_timeout"),
         pause_after_secs=values.get("pause_after"),
+        metrics_sample_interval_ms=defaults.metrics_sample_interval_ms,
+        disable_metrics_sample=defaults.disable_metrics_sample,
     )
 
 

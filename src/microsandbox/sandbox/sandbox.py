@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
-from microsandbox.arguments import parameter, text, text_map
+from microsandbox.arguments import parameter, seconds, text, text_map
 from microsandbox.errors import AgentClientError, MicrosandboxError, NotSupportedYetError
 from microsandbox.runtime.process import ProcessHandle
 from microsandbox.sandbox import lifecycle
@@ -249,6 +249,24 @@ class Sandbox:
 
         return await exec.run(await self._start(options), options.timeout)
 
+    # what it uses
+
+    async def metrics(self) -> SandboxMetrics:
+        """The latest sample of this run. Raises MetricsDisabledError, MetricsUnavailableError."""
+        from microsandbox.metrics.public import latest
+
+        self._check_usable()
+        return await latest(self._context, self._row.name)
+
+    async def metrics_stream(self, interval: float = 1.0) -> MetricsStream:
+        """The latest sample at once, and then every ``interval`` seconds: ``async for``."""
+        from microsandbox.metrics.public import MetricsStream
+
+        self._check_usable()
+        return MetricsStream.of(
+            self._context, self._row.name, parameter("interval", lambda v: seconds(v, "interval"), interval)
+        )
+
     # its life
 
     async def pause(self) -> None:
@@ -388,12 +406,6 @@ class Sandbox:
 
     def ssh(self) -> SandboxSshOps:
         raise NotSupportedYetError("ssh")
-
-    async def metrics(self) -> SandboxMetrics:
-        raise NotSupportedYetError("metrics")
-
-    async def metrics_stream(self, interval: float = 1.0) -> MetricsStream:
-        raise NotSupportedYetError("metrics_stream")
 
     async def logs(
         self,

@@ -97,8 +97,8 @@ def dump_config(config: SandboxConfig) -> str:
         "cpus": config.cpus,
         "memory_mib": config.memory_mib,
         "log_level": config.log_level,
-        "metrics_sample_interval_ms": 1000,
-        "disable_metrics_sample": False,
+        "metrics_sample_interval_ms": config.metrics_sample_interval_ms,
+        "disable_metrics_sample": config.disable_metrics_sample,
         "workdir": config.workdir,
         "shell": config.shell,
         "scripts": dict(config.scripts),
@@ -185,6 +185,8 @@ def _load(values: Mapping[str, Any]) -> SandboxConfig:
         max_duration_secs=_typed(policy, "max_duration_secs", int, None),
         idle_timeout_secs=_typed(policy, "idle_timeout_secs", int, None),
         pause_after_secs=_typed(policy, "pause_after_secs", int, None),
+        metrics_sample_interval_ms=_typed(values, "metrics_sample_interval_ms", int, None) or 0,
+        disable_metrics_sample=_typed(values, "disable_metrics_sample", bool),
         manifest_digest=_typed(values, "manifest_digest", str, None),
     )
 

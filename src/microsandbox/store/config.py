@@ -34,6 +34,8 @@ class SandboxDefaults(Struct, frozen=True):
     upper_size_mib: int = 4096
     shell: str = "/bin/sh"
     workdir: str | None = None
+    metrics_sample_interval_ms: int = 1000
+    disable_metrics_sample: bool = False
 
 
 class RegistryHost(Struct, frozen=True):
@@ -54,15 +56,14 @@ class Config(Struct, frozen=True):
     sandbox_defaults: SandboxDefaults = field(default_factory=SandboxDefaults)
     registries: Mapping[str, RegistryHost] = field(default_factory=dict)
     busy_timeout_secs: float = 5.0
+    metrics_capacity: int = 1024
 
 
 #: Keys of microsandbox 0.5.6 whose feature this release does not have yet: accepted, without effect.
 _NOT_YET = frozenset(
     {
-        "metrics.capacity",
         "paths.msb", "paths.libkrunfw", "paths.volumes", "paths.snapshots", "paths.logs", "paths.secrets",
         "database.url", "database.max_connections", "database.connect_timeout_secs",
-        "sandbox_defaults.metrics_sample_interval_ms", "sandbox_defaults.disable_metrics_sample",
         "registries.ca_certs", "registries.insecure", "registries.auth",
     }
 )  # fmt: skip
@@ -145,20 +146,37 @@ def _parse(source: Path, values: object) -> Config:
     database = root.object("database")
     busy = database.take("busy_timeout_secs", (int, float), "a positive number", lambda n: n > 0)
     database.finish()
-    root.object("metrics").finish()
+    metrics = root.object("metrics")
+    capacity = metrics.take("capacity", int, "a number from 0 to 65536", range(65537).__contains__)
+    metrics.finish()
     root.finish()
-    return Config(home, level, paths_config, defaults, registries, float(busy or 5.0))
+    return Config(
+        home,
+        level,
+        paths_config,
+        defaults,
+        registries,
+        float(busy or 5.0),
+        capacity or Config().metrics_capacity,
+    )
 
 
 def _sandbox_defaults(reader: _Reader) -> SandboxDefaults:
     oci = reader.object("oci")
     standard = SandboxDefaults()
+    interval = reader.take(
+        "metrics_sample_interval_ms", int, "milliseconds, or 0 for none", range(1 << 31).__contains__
+    )
     defaults = SandboxDefaults(
         cpus=reader.count("cpus") or standard.cpus,
         memory_mib=reader.count("memory_mib") or standard.memory_mib,
         upper_size_mib=oci.count("upper_size_mib") or standard.upper_size_mib,
         shell=reader.text("shell") or standard.shell,
         workdir=reader.text("workdir"),
+        metrics_sample_interval_ms=standard.metrics_sample_interval_ms if interval is None else interval,
+        disable_metrics_sample=bool(
+            reader.take("disable_metrics_sample", bool, "true or false", lambda _: True)
+        ),
     )
     oci.finish()
     reader.finish()

@@ -79,6 +79,14 @@ class Home(Struct, frozen=True, dict=True):
         return self._part("templates")
 
     @cached_property
+    def metrics_registry(self) -> Path:
+        """``/dev/shm/msb-met-HASH-v2``, by the 64-bit FNV-1a hash of the home's path."""
+        digest = 0xCBF29CE484222325
+        for byte in os.fsencode(self.root.absolute()):
+            digest = (digest ^ byte) * 0x100000001B3 % (1 << 64)
+        return Path(f"/dev/shm/msb-met-{digest:016x}-v2")  # noqa: S108 - where POSIX shared memory is
+
+    @cached_property
     def run(self) -> Path:
         return self._part("run")
 

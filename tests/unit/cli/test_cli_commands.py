@@ -73,6 +73,7 @@ Sandboxes:
   resume    Resume paused sandboxes
   list      List sandboxes [aliases: ls]
   status    Show running sandboxes [aliases: ps]
+  metrics   Show what running sandboxes use
   remove    Remove sandboxes [aliases: rm]
   exec      Run a command in an existing sandbox
   inspect   Show a sandbox's configuration
@@ -119,7 +120,7 @@ def test_help_of_a_command(msb, line):
 
 def test_help_does_not_show_what_is_not_there(msb):
     shown = msb("run --help").stdout + msb("--tree").stdout
-    for word in ("--volume", "--port", "--secret", " logs", "metrics", "── rmi", "── images", "── sandbox"):
+    for word in ("--volume", "--port", "--secret", " logs", " ssh", "── rmi", "── images", "── sandbox"):
         assert word not in shown
 
 

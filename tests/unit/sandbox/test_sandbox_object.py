@@ -66,8 +66,6 @@ async def test_a_detached_sandbox_lives_on(sandbox):
     ("feature", "operation"),
     [
         ("ssh", lambda box: box.ssh()),
-        ("metrics", lambda box: box.metrics()),
-        ("metrics_stream", lambda box: box.metrics_stream(0.5)),
         ("logs", lambda box: box.logs(5, sources=["all"])),
         ("log_stream", lambda box: box.log_stream(["stdout"], follow=True)),
     ],

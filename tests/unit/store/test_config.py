@@ -34,6 +34,16 @@ def test_values_are_taken(load):
     assert config.log_level == "debug"
 
 
+def test_metrics(load):
+    defaults = load("{}").sandbox_defaults
+    assert (defaults.metrics_sample_interval_ms, defaults.disable_metrics_sample) == (1000, False)
+    text = '{"sandbox_defaults": {"metrics_sample_interval_ms": 0, "disable_metrics_sample": true}}'
+    defaults = load(text).sandbox_defaults
+    assert (defaults.metrics_sample_interval_ms, defaults.disable_metrics_sample) == (0, True)
+    for capacity, slots in (("null", 1024), (0, 1024), (5, 5)):
+        assert load(f'{{"metrics": {{"capacity": {capacity}}}}}').metrics_capacity == slots
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -48,6 +58,16 @@ def test_values_are_taken(load):
         ('{"sandbox_defaults": {"cpus": true}}', "sandbox_defaults.cpus must be a positive whole number"),
         ('{"sandbox_defaults": {"cpus": 0}}', "sandbox_defaults.cpus must be a positive whole number"),
         ('{"sandbox_defaults": 3}', "sandbox_defaults must be an object"),
+        ('{"metrics": {"capacity": 65537}}', "metrics.capacity must be a number from 0 to 65536"),
+        ('{"metrics": {"capacity": -1}}', "metrics.capacity must be a number from 0 to 65536, got -1"),
+        (
+            '{"sandbox_defaults": {"metrics_sample_interval_ms": 0.5}}',
+            "sandbox_defaults.metrics_sample_interval_ms must be milliseconds, or 0 for none, got 0.5",
+        ),
+        (
+            '{"sandbox_defaults": {"disable_metrics_sample": 1}}',
+            "sandbox_defaults.disable_metrics_sample must be true or false, got 1",
+        ),
         ('{"log_level": "loud"}', "log_level must be one of error, warn, info, debug, trace"),
         (
             '{"registries": {"hosts": {"h": {"insecure": "yes"}}}}',
