@@ -26,6 +26,8 @@
     ├── IoError
     ├── MetricsDisabledError
     ├── MetricsUnavailableError
+    ├── LogCursorError               where a log stream was to go on is no longer kept
+    ├── LogRotatedError              log files were deleted before they were read
     ├── UnsupportedOperationError
     │   └── NotSupportedYetError     part of the API, not of this release
     ├── PrerequisiteError            the host lacks a program, a kernel or a device
@@ -243,6 +245,25 @@ class MetricsDisabledError(MicrosandboxError):
 
 class MetricsUnavailableError(MicrosandboxError):
     code = "metrics-unavailable"
+
+
+class LogCursorError(MicrosandboxError):
+    """The position of a log cursor is in a file that has been rotated away: begin with what there is."""
+
+    code = "invalid-log-cursor"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"invalid log cursor: {detail}")
+
+
+class LogRotatedError(MicrosandboxError):
+    """Files were deleted that a slow reader had yet to read. ``offset`` is where its last one ended."""
+
+    code = "log-rotated"
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"log stream missed rotation (dropped from offset {offset})")
+        self.offset = offset
 
 
 class UnsupportedOperationError(MicrosandboxError):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from microsandbox.store.files import make_private
@@ -15,42 +16,63 @@ MAX_BYTES, KEPT = 10 << 20, 4
 
 
 class RotatingFile:
-    """Appends to ``path``; at MAX_BYTES the file becomes ``.1``, ``.1`` becomes ``.2``, up to ``.4``."""
+    """Appends to ``path``; at MAX_BYTES the file becomes ``.1``, ``.1`` becomes ``.2``, up to ``.4``.
+
+    What is written consists of whole lines, or of a stream that need not be cut at lines.
+    """
 
     def __init__(self, path: Path) -> None:
         make_private(path.parent)
         self._path = path
-        self._open()
+        self.fd, self._size = _open(path)
+        if self._size and os.pread(self.fd, 1, self._size - 1) != b"\n":  # the last writer was killed
+            self.write(b"\n")
 
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self.fd = os.open(self._path, flags, 0o600)
-        self._size = os.fstat(self.fd).st_size
-
-    def write(self, data: bytes) -> None:
-        """Append; a full disk loses the data, not the sandbox."""
-        if self._size and self._size + len(data) > MAX_BYTES:
-            self._rotate()
+    def write(self, data: bytes) -> bool:
+        """Append, or drop the lines that a full disk does not take: False then."""
+        if self._size and self._size + len(data) > MAX_BYTES and not self._rotate():
+            return False
+        done = 0
         try:
-            self._size += os.write(self.fd, data)
+            while done < len(data):
+                done += os.write(self.fd, data[done:])
         except OSError:
+            with suppress(OSError):  # no half line before the next one
+                os.ftruncate(self.fd, self._size + data.rfind(b"\n", 0, done) + 1)
             self._size = os.fstat(self.fd).st_size
+            return False
+        self._size += done
+        return True
 
-    def _rotate(self) -> None:
-        old = self.fd
+    def _rotate(self) -> bool:
+        """The new file is opened first: when it cannot be made, everything stays as it was."""
+        names = [self._path, *(self._path.with_name(f"{self._path.name}.{n + 1}") for n in range(KEPT))]
+        fresh = self._path.with_name(f"{self._path.name}.new")
         try:
-            for number in range(KEPT, 0, -1):
-                older = self._path.with_name(f"{self._path.name}.{number}")
-                newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
-                if newer.exists():
+            fd, size = _open(fresh)
+        except OSError:
+            return False
+        try:
+            for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+                with suppress(FileNotFoundError):
                     newer.rename(older)
-            self._open()
-        except OSError:  # a full disk loses the rotation, not the log
-            return
-        os.close(old)
+            fresh.rename(self._path)
+            os.dup2(fd, self.fd, inheritable=False)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        self._size = size
+        return True
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _open(path: Path) -> tuple[int, int]:
+    """The descriptor, and the file's size."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return fd, os.fstat(fd).st_size
 
 
 class RuntimeLog(logging.Handler):

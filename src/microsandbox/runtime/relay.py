@@ -35,6 +35,7 @@ from microsandbox.agent.protocol import (
     encode,
     flags_of,
 )
+from microsandbox.runtime.exec_log import ExecLog
 from microsandbox.runtime.gate import Gate, Passage
 from microsandbox.runtime.guest_link import GuestLink
 
@@ -85,7 +86,8 @@ class _Client(asyncio.Protocol):
             self.disconnect("it does not read and the guest does not pause")
 
     def end_session(self, id: int) -> None:
-        self.sessions.pop(id, None)
+        if self.sessions.pop(id, None) is SessionKind.EXEC:
+            self._relay.exec_log.end(id)
         self.held.discard(id)
 
     def answer(self, id: int, kind: MessageType, payload: Mapping[str, Any]) -> None:
@@ -145,8 +147,9 @@ class _Client(asyncio.Protocol):
 class Relay:
     """Routes frames between clients and the guest. Serves once ``serve`` was called with ``core.ready``."""
 
-    def __init__(self, guest: GuestLink, on_shutdown: Callable[[], None]) -> None:
+    def __init__(self, guest: GuestLink, on_shutdown: Callable[[], None], exec_log: ExecLog) -> None:
         self._guest = guest
+        self.exec_log = exec_log
         self.gate = Gate(guest)
         #: Takes requests about the machine: what is asked, and how to answer.
         self.on_machine_request: Callable[[MessageType, Reply], None] = lambda _kind, _reply: None
@@ -232,8 +235,8 @@ class Relay:
         del self._clients[client.slot]
         if self.gate.forget(client):
             self._tell_of_leaving(client)
-        client.sessions.clear()
-        client.held.clear()
+        for id in list(client.sessions):
+            client.end_session(id)
         self._update_idle()
 
     def _tell_of_leaving(self, client: _Client) -> None:
@@ -267,7 +270,7 @@ class Relay:
             self._hold_session(client, frame)
             return
         if frame.flags & Flag.SESSION_START:
-            self._start_session(client, frame.id, kind)
+            self._start_session(client, frame, kind)
         self._to_guest(client, frame)
         if client.paused and frame.flags & Flag.SESSION_START:
             self.pause_session(client, frame.id, True)
@@ -313,11 +316,14 @@ class Relay:
             return {"kind": Refusal.PAUSED.value, "message": _PAUSED}
         return None
 
-    def _start_session(self, client: _Client, id: int, kind: MessageType) -> None:
-        if id in client.sessions:
-            raise ProtocolError(f"session id {id} is in use")
-        is_exec = kind is MessageType.EXEC_REQUEST
-        client.sessions[id] = SessionKind.EXEC if is_exec else SessionKind.OTHER
+    def _start_session(self, client: _Client, frame: Frame, kind: MessageType) -> None:
+        if frame.id in client.sessions:
+            raise ProtocolError(f"session id {frame.id} is in use")
+        if kind is MessageType.EXEC_REQUEST:
+            self.exec_log.begin(frame.id, decode(frame.body).payload)
+            client.sessions[frame.id] = SessionKind.EXEC
+        else:
+            client.sessions[frame.id] = SessionKind.OTHER
         self._idle.clear()
 
     def pause_session(self, client: _Client, id: int, paused: bool) -> None:
@@ -337,6 +343,7 @@ class Relay:
         client = self._clients.get(min(frame.id // ID_STEP, MAX_CLIENTS - 1))
         if frame.id == 0 or client is None or frame.id not in client.sessions:
             return
+        self.exec_log.take(frame)
         client.forward(frame)
         if frame.flags & Flag.TERMINAL:
             self._update_idle()

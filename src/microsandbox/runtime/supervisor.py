@@ -27,6 +27,7 @@ from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure, LinkLost, bring_up, panic_reason
 from microsandbox.runtime.builder_process import build_in_background
+from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.runtime.idleness import until_idle
 from microsandbox.runtime.launch import launch_cold
@@ -129,7 +130,11 @@ class Supervisor:
         if ready is None:
             await self._stop(machine, None)
             return self._record_end(await machine.exited)
-        relay = Relay(machine.guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)))
+        exec_log = ExecLog.open(self._plan.logs)
+        exec_log.mark(STARTED)
+        relay = Relay(
+            machine.guest, lambda: self.end(Ending(Reason.SHUTDOWN_REQUESTED, FLUSH_WINDOW)), exec_log
+        )
         pausing = Pausing(self._plan, machine.monitor, self._catalog, machine.guest, relay)
         try:
             await relay.serve(self._listener, ready)
@@ -144,6 +149,8 @@ class Supervisor:
         finally:
             pausing.close()
             relay.close()
+            exec_log.mark(STOPPED)
+            exec_log.close()
         return self._record_end(await machine.exited)
 
     # the boot

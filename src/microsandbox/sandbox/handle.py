@@ -126,7 +126,7 @@ class SandboxHandle:
 
         return await latest(self._context, self.name)
 
-    # later releases
+    # what it printed
 
     async def logs(
         self,
@@ -135,7 +135,17 @@ class SandboxHandle:
         until_ms: float | None = None,
         sources: Sequence[LogReadSource] | None = None,
     ) -> list[LogEntry]:
-        raise NotSupportedYetError("logs")
+        """What commands printed so far, in the order of time; the last ``tail`` entries of that.
+
+        Times are in milliseconds since the epoch, ``until_ms`` itself is excluded. ``sources`` are
+        ``stdout``, ``stderr`` and ``output`` (of terminals), which are meant by default, ``system``, ``all``.
+        Raises SandboxNotFoundError.
+        """
+        from microsandbox.sandbox.logs import read_logs
+
+        return await read_logs(
+            self._context, self.name, tail=tail, since_ms=since_ms, until_ms=until_ms, sources=sources
+        )
 
     async def log_stream(
         self,
@@ -145,7 +155,24 @@ class SandboxHandle:
         until_ms: float | None = None,
         follow: bool = False,
     ) -> LogStream:
-        raise NotSupportedYetError("log_stream")
+        """The same as they are read, and with ``follow`` those to come, until the sandbox is removed.
+
+        ``from_cursor`` is the ``cursor`` of an entry of the same sources, to go on behind it.
+        Raises ValueError, LogCursorError, SandboxNotFoundError.
+        """
+        from microsandbox.sandbox.logs import open_log_stream
+
+        return open_log_stream(
+            self._context,
+            self.name,
+            sources=sources,
+            since_ms=since_ms,
+            from_cursor=from_cursor,
+            until_ms=until_ms,
+            follow=follow,
+        )
+
+    # later releases
 
     async def snapshot(self, name: str) -> Snapshot:
         raise NotSupportedYetError("snapshots")

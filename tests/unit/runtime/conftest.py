@@ -7,6 +7,7 @@ import pytest
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import FrameSplitter, MessageType, decode, encode
+from microsandbox.runtime.exec_log import ExecLog
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.runtime.relay import Relay
 
@@ -47,7 +48,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path):
     host, far = socket.socketpair()
-    relay = Relay(await GuestLink.open(host), lambda: None)
+    relay = Relay(await GuestLink.open(host), lambda: None, ExecLog.open(tmp_path / "logs"))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "agent.sock"))
     listener.listen()

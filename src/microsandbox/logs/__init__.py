@@ -1,0 +1,1 @@
+"""A sandbox's logs, read from their files, whether it runs, has stopped or has crashed."""

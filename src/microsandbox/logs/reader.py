@@ -1,0 +1,148 @@
+"""Entries of a log directory, in the order they are read: a bounded step at a time, or all of them sorted."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from microsandbox.logs.chain import LogChain
+from microsandbox.logs.cursor import BEGINNING, Position, dump_cursor
+from microsandbox.logs.lines import Record, parse_exec, parse_text
+from microsandbox.logs.sources import EXEC, files_of
+from microsandbox.types import LogEntry
+
+
+class Found(Struct, frozen=True, gc=False):
+    """A record, which of the files it is from, and the position after it."""
+
+    record: Record
+    file: int
+    after: Position
+
+
+class LogReader:
+    """Reads the files that the sources are in. Owns their descriptors: ``close()`` it.
+
+    Raises LogCursorError when ``start`` is no longer there.
+    """
+
+    def __init__(
+        self, directory: Path, sources: frozenset[str], start: Sequence[Position] | None = None
+    ) -> None:
+        self._sources = sources
+        self._chains: list[LogChain] = []
+        names = files_of(sources)
+        try:
+            for name, position in zip(names, start or [BEGINNING] * len(names), strict=True):
+                self._chains.append(LogChain(directory / name, position, partial=name != EXEC))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def positions(self) -> list[Position]:
+        """After everything that was read, by file."""
+        return [chain.position for chain in self._chains]
+
+    def finish(self) -> None:
+        """Come to an end where the files end now."""
+        for chain in self._chains:
+            chain.finish()
+
+    def step(self) -> list[Found] | None:
+        """The next records, each file's in its order; None when nothing more is there as yet.
+
+        Raises LogRotatedError.
+        """
+        batches = [self._read(index, chain) for index, chain in enumerate(self._chains)]
+        if all(batch is None for batch in batches):
+            return None
+        return list(heapq.merge(*(batch or () for batch in batches), key=_time))
+
+    def _read(self, index: int, chain: LogChain) -> list[Found] | None:
+        lines = chain.read()
+        if not lines:
+            return None
+        if index:
+            modified = chain.modified_ms
+            return [Found(parse_text(line, modified), index, after) for line, after in lines]
+        parsed = ((parse_exec(line), after) for line, after in lines)
+        return [
+            Found(record, index, after)
+            for record, after in parsed
+            if record is not None and record.source in self._sources
+        ]
+
+    def close(self) -> None:
+        for chain in self._chains:
+            chain.close()
+
+
+class Snapshot(Struct, frozen=True):
+    """Entries in the order of time, and where they end."""
+
+    entries: list[LogEntry]
+    end: list[Position]
+
+
+def snapshot(
+    directory: Path,
+    sources: frozenset[str],
+    *,
+    tail: int | None = None,
+    since_ms: float | None = None,
+    until_ms: float | None = None,
+    matches: Callable[[bytes], object] | None = None,
+) -> Snapshot:
+    """What is there now, from ``since_ms`` on, before ``until_ms``, that ``matches``; the last ``tail``.
+
+    Raises LogRotatedError when files are rotated away faster than they can be read.
+    """
+    reader = LogReader(directory, sources)
+    try:
+        reader.finish()
+        found: list[Found] = []
+        while (batch := reader.step()) is not None:
+            found += batch
+        end = reader.positions
+    finally:
+        reader.close()
+    order = sorted(range(len(found)), key=lambda index: (found[index].record.timestamp_ms, found[index].file))
+    wanted = [
+        place
+        for place, index in enumerate(order)
+        if (since_ms is None or found[index].record.timestamp_ms >= since_ms)
+        and (until_ms is None or found[index].record.timestamp_ms < until_ms)
+        and (matches is None or matches(found[index].record.data))
+    ]
+    if tail is not None:
+        wanted = wanted[max(len(wanted) - tail, 0) :]
+    return Snapshot(_entries(found, order, set(wanted), len(end)), end)
+
+
+def _entries(found: list[Found], order: list[int], wanted: set[int], files: int) -> list[LogEntry]:
+    """The wanted entries, with the cursor that each has in that order."""
+    positions, read = [BEGINNING] * files, [-1] * files
+    entries = []
+    for place, index in enumerate(order):
+        item = found[index]
+        if (
+            index > read[item.file]
+        ):  # else the clock was set back: what came later in the file was had already
+            read[item.file], positions[item.file] = index, item.after
+        if place in wanted:
+            entries.append(entry(item.record, positions))
+    return entries
+
+
+def entry(record: Record, positions: Sequence[Position]) -> LogEntry:
+    return LogEntry(
+        record.timestamp_ms, record.source, record.session_id, dump_cursor(positions), record.data
+    )
+
+
+def _time(found: Found) -> float:
+    return found.record.timestamp_ms
