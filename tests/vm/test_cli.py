@@ -187,3 +187,20 @@ def test_doctor_finds_all_that_sandboxes_need(session_home):
     assert code == 0
     assert "fail" not in checks.values()
     assert {"QEMU", "guest kernel", "jail", "accelerator"} <= set(checks)
+
+
+def test_logs_of_a_sandbox_that_runs_and_of_one_that_has_stopped(busybox, name):
+    assert msb("create", "-q", "-n", name, busybox)[0] == 0
+    assert msb("exec", "-q", name, "--", "sh", "-c", "echo one; echo two >&2")[0] == 0
+    assert sorted(msb("logs", name)[1].splitlines()) == ["one", "two"]
+    follower = subprocess.Popen(
+        [*MSB, "logs", "-f", "--source", "all", name], stdout=subprocess.PIPE, text=True
+    )
+    wait_for_line(follower, "--- sandbox started ---\n")
+    assert msb("exec", "-q", name, "--", "echo", "three")[0] == 0
+    wait_for_line(follower, "three\n")
+    assert msb("stop", "-q", name)[0] == 0
+    assert "--- sandbox stopped ---\n" in follower.communicate(timeout=20)[0]
+    assert follower.returncode == 0
+    assert sorted(msb("logs", "--source", "stdout", name)[1].splitlines()) == ["one", "three"]
+    assert msb("rm", "-q", name)[0] == 0

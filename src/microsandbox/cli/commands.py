@@ -33,6 +33,33 @@ _DETACH_KEYS = Option(
     "detach-keys", None, "SPEC", "Keys that leave an interactive session", convert=values.detach_keys
 )
 
+_LOGS_OPTIONS = (
+    Option("tail", None, "N", "Only the last N entries", convert=values.entries),
+    Option("since", None, "TIME", "From this time on: RFC 3339, or an age like 5m", convert=values.moment),
+    Option("until", None, "TIME", "Before this time", convert=values.moment),
+    Option("follow", "f", help="Go on until the sandbox stops"),
+    Option("timestamps", help="Show when each entry was printed"),
+    Option(
+        "source",
+        None,
+        "SOURCE,...",
+        "stdout, stderr, output (of terminals), system, all",
+        convert=values.log_sources,
+    ),
+    Option("grep", None, "REGEX", "Only entries in which this is found", convert=values.regex),
+    Option("json", help="One JSON object a line"),
+    Option(
+        "color",
+        None,
+        "WHEN",
+        "auto, always or never",
+        convert=values.one_of("color", "auto", "always", "never"),
+    ),
+    Option("no-color", help="The same as --color never"),
+    Option("show-id", help="Show which command an entry is of"),
+    Option("color-sessions", help="The same, each command in its colour"),
+)
+
 _PULL_OPTIONS = (
     Option("force", "f", help="Download again"),
     _QUIET,
@@ -115,7 +142,7 @@ _TEMPLATE = Command(
 )
 
 _LATER_COMMANDS = (
-    ("copy", ("cp",)), ("logs", ()), ("ssh", ()), ("save", ()), ("registry", ()),
+    ("copy", ("cp",)), ("ssh", ()), ("save", ()), ("registry", ()),
     ("volume", ("vol",)), ("snapshot", ("snap",)), ("install", ()), ("uninstall", ()), ("self", ()),
 )  # fmt: skip
 
@@ -259,6 +286,15 @@ ROOT = Command(
                 _DETACH_KEYS,
             ),
             trailing=True,
+        ),
+        Command(
+            "logs",
+            "Show what a sandbox printed",
+            "logs:logs",
+            _SANDBOXES,
+            arguments=(Argument("NAME", Arity.ONE, "Sandbox"),),
+            options=_LOGS_OPTIONS,
+            exclusive=(("color", "no_color"),),
         ),
         Command(
             "inspect",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from microsandbox.cli import output
 from microsandbox.errors import BootError, ExecFailedError, InvalidConfigError, MicrosandboxError
@@ -105,18 +105,17 @@ def _report_boot(error: BootError) -> int:
     details = [f"{error.stage}: {first}", *more]
     if error.errno is not None and (error.stage, error.errno) in _BOOT_HINTS:
         details.append(_BOOT_HINTS[error.stage, error.errno])
-    if (logs := _logs_of(error.name)) is not None:
-        details.append(f"see {logs} (kernel.log, runtime.log) for full diagnostics")
+    if _has_logs(error.name):
+        details.append(f"run `msb logs --source system {shlex.quote(error.name)}` for full diagnostics")
     output.error(f'failed to start "{error.name}"', details)
     return FAILURE
 
 
-def _logs_of(name: str) -> Path | None:
-    """The sandbox's logs, if it still has them: an unnamed one is gone with everything."""
+def _has_logs(name: str) -> bool:
+    """Whether there still are any: an unnamed sandbox is gone with everything."""
     from microsandbox.store.home import Home
 
     try:
-        logs = Home.open().sandbox(name).logs
+        return Home.open().sandbox(name).logs.is_dir()
     except MicrosandboxError:
-        return None
-    return logs if logs.is_dir() else None
+        return False

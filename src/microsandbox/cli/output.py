@@ -130,7 +130,7 @@ def rfc3339(seconds: float | None) -> str | None:
     """``2026-01-31T23:59:59.123Z``."""
     if seconds is None:
         return None
-    milliseconds = int(seconds * 1000)
+    milliseconds = round(seconds * 1000)
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
     return f"{whole}.{milliseconds % 1000:03d}Z"
 

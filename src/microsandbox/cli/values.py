@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 from msgspec import Struct
 
@@ -57,6 +58,44 @@ def interval(text: str) -> float:
     if found < 0.1:
         raise ValueError(f'invalid interval "{text}" (at least 0.1 seconds)')
     return found
+
+
+def entries(text: str) -> int:
+    """How many of something."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ValueError(f'invalid number "{text}"')
+    return int(text)
+
+
+def moment(text: str) -> float:
+    """Milliseconds since the epoch: an RFC 3339 time, or an age."""
+    import time
+    from datetime import datetime
+
+    try:
+        return (time.time() - parse_duration(text)) * 1000
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError(f'could not parse time "{text}" (expected RFC 3339 or `5m` etc.)')
+    return round(found.timestamp() * 1000, 3)
+
+
+def log_sources(text: str) -> frozenset[str]:
+    from microsandbox.logs.sources import select
+
+    return select(text.split(","))
+
+
+def regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"invalid --grep regex: {error}") from None
 
 
 def env(text: str) -> tuple[str, str]:

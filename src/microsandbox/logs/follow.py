@@ -65,6 +65,8 @@ class LogFollower:
 
     def finish(self) -> None:
         """Follow no more: the end is where the files end now."""
+        if self._ended:
+            return
         self._reader.finish()
         self._following = False
         if self._watch is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 from msgspec import Struct
@@ -46,12 +46,12 @@ def parse_exec(line: bytes) -> Record | None:
     try:
         found = _decode(line)
         data = found.d.encode() if found.e is None else _decoded(found.d, found.e)
-        stamp = found.t.timestamp() if found.t.tzinfo is not None else None
+        stamp = _milliseconds(found.t)
     except (msgspec.DecodeError, UnicodeError, ValueError, OverflowError):
         return None
-    if stamp is None or found.s not in ALL:
+    if found.s not in ALL:
         return None
-    return Record(stamp * 1000, found.s, found.id, data)
+    return Record(stamp, found.s, found.id, data)
 
 
 def _decoded(text: str, encoding: str) -> bytes:
@@ -66,12 +66,19 @@ def parse_text(line: bytes, modified_ms: float) -> Record:
     first, _, rest = text.partition(b" ")
     if len(first) >= _TIME_LENGTH and first.endswith(b"Z"):
         try:
-            stamp = datetime.fromisoformat(first.decode("ascii")).astimezone(UTC).timestamp()
+            stamp = _milliseconds(datetime.fromisoformat(first.decode("ascii")))
         except (ValueError, OverflowError):
             pass
         else:
-            return Record(stamp * 1000, SYSTEM, None, rest + b"\n")
+            return Record(stamp, SYSTEM, None, rest + b"\n")
     return Record(modified_ms, SYSTEM, None, text + b"\n")
+
+
+def _milliseconds(time: datetime) -> float:
+    """Raises ValueError for a time without a zone."""
+    if time.tzinfo is None:
+        raise ValueError(time)
+    return round(time.timestamp() * 1000, 3)  # else 0.123 s were 122.99999 ms
 
 
 def without_ansi(data: bytes) -> bytes:

@@ -76,6 +76,7 @@ Sandboxes:
   metrics   Show what running sandboxes use
   remove    Remove sandboxes [aliases: rm]
   exec      Run a command in an existing sandbox
+  logs      Show what a sandbox printed
   inspect   Show a sandbox's configuration
 
 Images:
@@ -120,7 +121,7 @@ def test_help_of_a_command(msb, line):
 
 def test_help_does_not_show_what_is_not_there(msb):
     shown = msb("run --help").stdout + msb("--tree").stdout
-    for word in ("--volume", "--port", "--secret", " logs", " ssh", "── rmi", "── images", "── sandbox"):
+    for word in ("--volume", "--port", "--secret", " ssh", "── rmi", "── images", "── sandbox"):
         assert word not in shown
 
 
@@ -157,7 +158,14 @@ def test_version(msb):
         ("run", 2, "error: the following arguments are required: IMAGE\n"),
         ("run x --memory much", 2, 'error: --memory: invalid size "much" (expected e.g. 512M, 1G)\n'),
         ("run x --script a=b --script-raw a=c", 2, "error: script name 'a' specified more than once\n"),
-        ("logs box", 1, "error: logs: not supported yet by this release\n"),
+        ("ssh box", 1, "error: ssh: not supported yet by this release\n"),
+        ("logs box", 1, 'error: no logs directory for sandbox "box" (sandbox not found?)\n'),
+        ("logs a/b", 1, "error: invalid config: sandbox name must be usable as a file name"),
+        ("logs x --since 5x", 2, 'error: --since: could not parse time "5x" (expected RFC'),
+        ("logs x --source stdin", 2, 'error: --source: unknown log source "stdin"\n'),
+        ("logs x --grep (", 2, "error: --grep: invalid --grep regex: "),
+        ("logs x --tail -1", 2, "error: "),
+        ("logs x --color never --no-color", 2, "error: the argument '--color' cannot be used with"),
         ("run x --security restricted", 1, "error: --security restricted: not supported yet by this"),
         ("run x -n a/b", 1, "error: invalid config: sandbox name must be usable as a file name"),
         ("run x --label sandbox.a=b", 1, "error: invalid config: label key 'sandbox.a' uses reserved prefix"),

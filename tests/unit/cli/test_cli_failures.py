@@ -51,7 +51,7 @@ def test_a_sandbox_that_did_not_boot(capsys, monkeypatch, tmp_path):
     logs = tmp_path / "sandboxes" / "box" / "logs"
     logs.mkdir(parents=True)
     report(error)
-    assert f"  → see {logs} (kernel.log, runtime.log) for full diagnostics" in capsys.readouterr().err
+    assert "  → run `msb logs --source system box` for full diagnostics" in capsys.readouterr().err
 
 
 def test_errors_of_ours_are_their_text(capsys):

@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_line(line, error):
 @pytest.mark.parametrize(
     ("line", "feature"),
     [
-        ("logs box -f", "logs"),
+        ("ssh box", "ssh"),
         ("cp a b:/c", "cp"),
         ("registry login x", "registry"),
         ("image save x", "image save"),

@@ -66,8 +66,6 @@ async def test_a_detached_sandbox_lives_on(sandbox):
     ("feature", "operation"),
     [
         ("ssh", lambda box: box.ssh()),
-        ("logs", lambda box: box.logs(5, sources=["all"])),
-        ("log_stream", lambda box: box.log_stream(["stdout"], follow=True)),
     ],
 )
 async def test_what_is_not_there_yet_is_named(sandbox, feature, operation):
