@@ -11,7 +11,6 @@ import io
 import os
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 
 from microsandbox.errors import LogCursorError, LogRotatedError
 from microsandbox.logs.cursor import BEGINNING, Position
@@ -26,8 +25,8 @@ Lines = list[tuple[bytes, Position]]
 class _Generation(io.FileIO):
     """One file, open for reading."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, directory: int, name: str) -> None:
+        super().__init__(name, opener=lambda path, flags: os.open(path, flags, dir_fd=directory))
         self.inode = os.fstat(self.fileno()).st_ino
 
     @property
@@ -38,19 +37,22 @@ class _Generation(io.FileIO):
 class LogChain:
     """Whole lines from a position on, oldest first. Raises LogCursorError when the position is gone.
 
+    ``directory`` is a descriptor, as another sandbox of the same name may take the place of the path.
     ``partial``: an unfinished last line counts when nothing more will be read, as it does in plain text.
     """
 
-    def __init__(self, path: Path, start: Position = BEGINNING, *, partial: bool = False) -> None:
-        self._path = path
+    def __init__(
+        self, directory: int, name: str, start: Position = BEGINNING, *, partial: bool = False
+    ) -> None:
+        self._directory, self._name = directory, name
         self._partial = partial
-        self._files = deque(_open_generations(path, start.inode))
+        self._files = deque(self._open_generations(start.inode))
         self._offset = start.offset if start.inode else 0
         self._limit: int | None = None
         self._rotated_away = False
         if start.inode and not self._is_at(start):
             self.close()
-            raise LogCursorError(f"{path.name} generation {start.inode} is not in the current rotation chain")
+            raise LogCursorError(f"{name} generation {start.inode} is not in the current rotation chain")
 
     def _is_at(self, start: Position) -> bool:
         return (
@@ -71,7 +73,7 @@ class LogChain:
         """Let the stream end where the file ends now, however it grows."""
         if self._limit is None:
             if not self._files:
-                self._files.extend(_open_generations(self._path))
+                self._files.extend(self._open_generations())
             elif len(self._files) == 1:
                 self._is_complete()
             self._limit = self._files[-1].size if self._files else 0
@@ -82,7 +84,7 @@ class LogChain:
         All are from one file. Raises LogRotatedError when the file that followed was rotated away.
         """
         if not self._files and self._limit is None:
-            self._files.extend(_open_generations(self._path))
+            self._files.extend(self._open_generations())
         while self._files:
             if lines := self._read_lines():
                 return lines
@@ -105,15 +107,15 @@ class LogChain:
             return False
         current = self._files[0]
         with suppress(FileNotFoundError):  # in the middle of a rotation, or gone with everything
-            if self._path.stat().st_ino == current.inode:
+            if os.stat(self._name, dir_fd=self._directory).st_ino == current.inode:
                 return False
-            first, *newer = _open_generations(self._path, current.inode)
-            first.close()
-            if first.inode == current.inode:
-                self._files.extend(newer)
-            else:
+            generations = self._open_generations(current.inode)
+            if generations and generations[0].inode == current.inode:
+                generations.pop(0).close()
+                self._files.extend(generations)
+            elif generations:
                 self._rotated_away = True
-                for file in newer:
+                for file in generations:
                     file.close()
         return len(self._files) > 1 or self._rotated_away
 
@@ -142,20 +144,19 @@ class LogChain:
         while self._files:
             self._files.popleft().close()
 
+    def _open_generations(self, first: int = 0) -> list[_Generation]:
+        """The file and its older generations, oldest first, beginning with inode ``first`` if it is there.
 
-def _open_generations(path: Path, first: int = 0) -> list[_Generation]:
-    """The file and its older generations, oldest first, beginning with inode ``first`` if it is there.
-
-    They are opened newest first: a rotation meanwhile shows one twice, but hides none.
-    """
-    files: dict[int, _Generation] = {}
-    for number in range(_GENERATIONS):
-        with suppress(FileNotFoundError):
-            file = _Generation(f"{path}.{number}" if number else str(path))
-            if file.inode in files:
-                file.close()
-                continue
-            files[file.inode] = file
-            if file.inode == first:
-                break
-    return list(files.values())[::-1]
+        They are opened newest first: a rotation meanwhile shows one twice, but hides none.
+        """
+        files: dict[int, _Generation] = {}
+        for number in range(_GENERATIONS):
+            with suppress(FileNotFoundError):
+                file = _Generation(self._directory, f"{self._name}.{number}" if number else self._name)
+                if file.inode in files:
+                    file.close()
+                    continue
+                files[file.inode] = file
+                if file.inode == first:
+                    break
+        return list(files.values())[::-1]

@@ -31,8 +31,6 @@ class LogFollower:
         until_ms: float | None = None,
         follow: bool = False,
     ) -> None:
-        self._directory = directory
-        self._inode = _inode(directory)
         self._since_ms, self._until_ms = since_ms, until_ms
         self._watch = Watch(directory) if follow else None  # before the files are looked at
         try:
@@ -90,7 +88,7 @@ class LogFollower:
         return found is not None
 
     async def _wait(self) -> None:
-        if self._watch is None or not self._following or _inode(self._directory) != self._inode:
+        if self._watch is None or not self._following or self._reader.orphaned:
             self._end()
         else:
             await self._watch.changed()
@@ -100,10 +98,3 @@ class LogFollower:
         self._reader.close()
         if self._watch is not None:
             self._watch.close()
-
-
-def _inode(directory: Path) -> int:
-    try:
-        return directory.stat().st_ino
-    except FileNotFoundError:
-        return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,10 +36,12 @@ class LogReader:
     ) -> None:
         self._sources = sources
         self._chains: list[LogChain] = []
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._close_directory = weakref.finalize(self, os.close, self._directory)  # as files do themselves
         names = files_of(sources)
         try:
             for name, position in zip(names, start or [BEGINNING] * len(names), strict=True):
-                self._chains.append(LogChain(directory / name, position, partial=name != EXEC))
+                self._chains.append(LogChain(self._directory, name, position, partial=name != EXEC))
         except BaseException:
             self.close()
             raise
@@ -46,6 +50,11 @@ class LogReader:
     def positions(self) -> list[Position]:
         """After everything that was read, by file."""
         return [chain.position for chain in self._chains]
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the directory was deleted, so that nothing will be added."""
+        return os.fstat(self._directory).st_nlink == 0
 
     def finish(self) -> None:
         """Come to an end where the files end now."""
@@ -79,6 +88,7 @@ class LogReader:
     def close(self) -> None:
         for chain in self._chains:
             chain.close()
+        self._close_directory()
 
 
 class Snapshot(Struct, frozen=True):

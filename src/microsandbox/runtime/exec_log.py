@@ -107,7 +107,7 @@ class ExecLog:
             return
         self._flush()
         if self._lost:
-            log.warning("%s: %d lines were lost", NAME, self._lost)
+            log.warning("%s: up to %d lines were lost", NAME, self._lost)
         self._file.close()
         self._file = None
 

@@ -185,12 +185,26 @@ async def test_finishing_ends_it_after_what_is_there(logs, follow):
 
 
 async def test_it_ends_when_the_sandbox_is_removed(logs, follow):
+    logs.printed("a")
     follower = follow()
+    assert await take(follower, 1) == ["a"]
     task = await waiting(follower)
     aside = logs.directory.parent / "aside"
     logs.directory.rename(aside)
+    logs.directory.mkdir()
+    (logs.directory / "exec.log").write_bytes(b"of a sandbox that replaces it\n")
     shutil.rmtree(aside)
     assert await asyncio.wait_for(task, 5) is None
+
+
+async def test_dropped_it_leaves_nothing_open(logs):
+    logs.printed("a")
+    before = len(os.listdir("/proc/self/fd"))
+    followers = [LogFollower(logs.directory, OUTPUT, follow=True)]
+    await take(followers[0], 1)
+    with pytest.warns(ResourceWarning):
+        followers.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_cancelled_or_closed_it_leaves_nothing_open(logs, follow):
