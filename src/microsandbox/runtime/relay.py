@@ -4,9 +4,10 @@
     client ──┼── relay ── GuestLink ── agentd    so a frame's id says whose it is
     client ──┘
 
-Frames are forwarded unchanged. A client that reads too slowly has its sessions paused in the guest
-(``core.flow``); one that breaks the protocol, or whose backlog grows all the same, is disconnected. The
-others never wait for it. While the machine is paused, what is meant for the guest waits at the gate.
+Frames are forwarded unchanged; the log of what commands print sees them pass by. A client that reads too
+slowly has its sessions paused in the guest (``core.flow``); one that breaks the protocol, or whose backlog
+grows all the same, is disconnected. The others never wait for it. While the machine is paused, what is meant
+for the guest waits at the gate.
 """
 
 from __future__ import annotations
