@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import socket
 import time
 
 import pytest
@@ -97,6 +99,23 @@ async def test_128_clients_are_served_and_the_next_is_closed_silently(busybox, n
         writer.close()
         for _, other in connections:
             other.close()
+        assert (await sandbox.exec("true")).success
+
+
+async def test_clients_of_a_supervisor_that_stands_still_queue_up(busybox, name, session_home):
+    async with await Sandbox.create(name, image=busybox) as sandbox:
+        [supervisor] = audit.supervisors(session_home)
+        path = next(session_home.glob("run/agent/*.sock"))
+        os.kill(supervisor, signal.SIGSTOP)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(300)]
+        try:
+            for client in clients:
+                client.setblocking(False)
+                client.connect(str(path))
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+            for client in clients:
+                client.close()
         assert (await sandbox.exec("true")).success
 
 

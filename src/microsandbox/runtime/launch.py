@@ -20,7 +20,6 @@ from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.machine import BootKernel, Disk, Machine, RamFile
 from microsandbox.vmm.qemu import Ends, VirtualMachine, jailed_qemu, launch
 
-_BACKLOG = 128
 _ENDS = Ends(descriptors.AGENT_FD, descriptors.CONSOLE_FD, descriptors.QMP_FD, descriptors.ERRORS_FD)
 
 
@@ -98,7 +97,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     path.chmod(0o600)
-    listener.listen(_BACKLOG)
+    listener.listen(socket.SOMAXCONN)
     return listener
 
 

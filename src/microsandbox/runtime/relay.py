@@ -173,7 +173,10 @@ class Relay:
         self._guest.deliver_to(self._from_guest)
         self._guest.on_writable = lambda _: self.update_reading()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Client(self), sock=listener)
+        # A shorter queue is asyncio's default; and it takes for connected whom a full one refuses.
+        self._server = await loop.create_unix_server(
+            lambda: _Client(self), sock=listener, backlog=socket.SOMAXCONN
+        )
 
     def close(self) -> None:
         if self._server is not None:
