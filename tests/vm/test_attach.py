@@ -89,10 +89,8 @@ async def test_a_command_has_the_terminal_its_size_and_every_change_of_it(sandbo
     terminal.wait_for(b"30 90")
     terminal.wait_for(b"/dev/pts/")
     assert terminal.is_raw
-    terminal.type(b"trap 'stty size' WINCH; echo rea''dy\n")
-    terminal.wait_for(b"ready")
     terminal.resize(40, 120)
-    terminal.type(b"\n")
+    terminal.type(b"until stty size | grep 40.120; do sleep 0.05; done\n")
     terminal.wait_for(b"40 120")
     terminal.type(b"\x03echo sti''ll\n")
     terminal.wait_for(b"still")

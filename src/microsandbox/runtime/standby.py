@@ -13,6 +13,7 @@ import marshal
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from microsandbox.interpreter import DEFAULT_SIGNALS, module_command, module_environment
@@ -78,11 +79,15 @@ def fork() -> None:
 
 
 def sandbox_made() -> None:
-    """Have a supervisor ready for the next sandbox, if one is to be expected."""
+    """Have a supervisor ready for the next sandbox, if one is to be expected and the host has room."""
     global _sandboxes
     _sandboxes += 1
-    if _sandboxes < _SANDBOXES_BEFORE_SPARE or _waiting:
-        return
+    if _sandboxes >= _SANDBOXES_BEFORE_SPARE and not _waiting:
+        with suppress(OSError):
+            _waiting.append(_start())
+
+
+def _start() -> Standby:
     ours, theirs = socket.socketpair()
     with theirs:
         argv = module_command("microsandbox.runtime", "--wait")
@@ -96,7 +101,7 @@ def sandbox_made() -> None:
             setsigmask=(),
             setsigdef=DEFAULT_SIGNALS,
         )
-    _waiting.append(Standby(pid, ours))
+    return Standby(pid, ours)
 
 
 def take() -> Standby | None:

@@ -90,15 +90,26 @@ async def boot(
             connection.close()
             raise
     except BaseException:
-        if handle is not None:
-            await asyncio.shield(abandon(handle))
-        elif reservation is not None:
-            reservation.release()
-        assert row.run_id is not None
-        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        try:
+            if handle is not None:
+                await _abandoned(handle)
+            elif reservation is not None:
+                reservation.release()
+        finally:
+            assert row.run_id is not None
+            context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
+
+
+async def _abandoned(handle: ProcessHandle) -> None:
+    """Kill the supervisor and see it gone, also when we are cancelled meanwhile."""
+    abandoning = asyncio.ensure_future(abandon(handle))
+    try:
+        await asyncio.shield(abandoning)
+    finally:
+        await asyncio.wait((abandoning,))
 
 
 async def _open_disk(path: Path, *, writable: bool) -> int:
