@@ -1,11 +1,8 @@
 """Building templates and going on from them, interrupted: nothing is left, and nothing half made is used."""
 
 import asyncio
-import contextlib
-import os
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -15,6 +12,7 @@ from microsandbox.store.files import PARTIAL_PREFIX
 from microsandbox.template.store import RAM, STATE
 from tests import audit
 from tests.faults.test_killed_processes import end, start_owner
+from tests.small_disk import small_disk
 
 pytestmark = [pytest.mark.vm, pytest.mark.fault, pytest.mark.usefixtures("clean")]
 
@@ -85,19 +83,6 @@ async def test_two_builders_at_once_build_once(busybox, templates):
         made.add(store.find(shape.key).created_at)
     assert len(made) == 1
     assert templates.keys() == {shape.key, shape.bare.key}
-
-
-@contextlib.contextmanager
-def small_disk(path, size):
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]).returncode
-    ):
-        pytest.skip("cannot mount a small file system here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.parametrize("size", ["1m", "20m", "60m", "95m"])

@@ -80,17 +80,21 @@ async def spawn(
         try:
             await _check_startup_line(handle, stdout)
         except BaseException:
-            await asyncio.shield(abandon(handle))
+            await abandon(handle)
             raise
     return handle
 
 
 async def abandon(handle: ProcessHandle) -> None:
-    """Kill a supervisor and see it gone."""
+    """Kill a supervisor and see it gone, also when cancelled meanwhile."""
     with suppress(ProcessLookupError):
         handle.kill()
-    await handle.wait()
-    handle.close()
+    ending = asyncio.ensure_future(handle.wait())
+    try:
+        await asyncio.shield(ending)
+    finally:
+        await asyncio.wait((ending,))
+        handle.close()
 
 
 def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> int:

@@ -92,7 +92,7 @@ async def boot(
     except BaseException:
         try:
             if handle is not None:
-                await _abandoned(handle)
+                await abandon(handle)
             elif reservation is not None:
                 reservation.release()
         finally:
@@ -101,15 +101,6 @@ async def boot(
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
-
-
-async def _abandoned(handle: ProcessHandle) -> None:
-    """Kill the supervisor and see it gone, also when we are cancelled meanwhile."""
-    abandoning = asyncio.ensure_future(abandon(handle))
-    try:
-        await asyncio.shield(abandoning)
-    finally:
-        await asyncio.wait((abandoning,))
 
 
 async def _open_disk(path: Path, *, writable: bool) -> int:

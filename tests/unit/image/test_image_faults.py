@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from microsandbox.errors import IoError, MicrosandboxError
+from tests.small_disk import small_disk
 from tests.unit.image.image_building import (
     Built,
     content,
@@ -183,20 +184,6 @@ def test_prune_against_loads_leaves_whole_images_or_none(home, archive, tmp_path
         process.communicate()
     for record in store.list():
         assert content(store.by_digest(record.manifest_digest).rootfs, "f7")
-
-
-@contextlib.contextmanager
-def small_disk(path, size):
-    path.mkdir(parents=True)
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]).returncode
-    ):
-        pytest.skip("cannot mount a small file system here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.fault
