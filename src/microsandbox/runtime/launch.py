@@ -88,6 +88,16 @@ def supervise(
         with suppress(FileNotFoundError):
             if os.path.samestat(bound, path.stat()):  # not that of a sandbox that replaced this one
                 path.unlink()
+        _release_metrics(plan)
+
+
+def _release_metrics(plan: LaunchPlan) -> None:
+    """Give back the slot of a sandbox that ended before its first sample: its owner may be dead."""
+    if plan.metrics is not None:
+        from microsandbox.metrics.registry import Reservation, Slot
+
+        slot = Slot(plan.metrics.slot, plan.metrics.generation)
+        Reservation(Path(plan.metrics.registry), slot).release()
 
 
 def _listen(path: Path) -> socket.socket:
