@@ -17,7 +17,7 @@ esac
 packages="python3 python3-venv ca-certificates $qemu squashfs-tools e2fsprogs mmdebstrap uidmap"
 extras=""
 if [ "${1:-}" = --dev ]; then
-    packages="$packages busybox-static cpio docker-registry skopeo umoci clang"
+    packages="$packages busybox-static cpio docker-registry skopeo umoci clang faketime"
     extras="[dev]"
 fi
 

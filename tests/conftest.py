@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from microsandbox.store.home import Home
 from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 from tests import audit
 from tests.images import busybox_archive
+
+# A shell that starts us in the background has us ignore Ctrl-C, and the commands under test with us.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,7 @@ class ProcessHandle:
         self._finalizer = weakref.finalize(self, self._held.drop)
         # At the owner's exit the kernel closes the pipe of an attached one; a detached one lives on.
         self._finalizer.atexit = False
+        _all.add(self)
 
     def kill(self) -> None:
         """SIGKILL. Raises ProcessLookupError once the process is gone."""
@@ -172,3 +173,19 @@ class ProcessHandle:
     def close(self) -> None:
         """Drop the handle now rather than when it is collected."""
         self._finalizer()
+
+    def forget(self) -> None:
+        """For a fork of the owner, which owns nothing, and must not keep the watchdog pipe open."""
+        self._finalizer.detach()
+        self._held.close_watchdog()
+
+
+_all: weakref.WeakSet[ProcessHandle] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for handle in list(_all):
+        handle.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

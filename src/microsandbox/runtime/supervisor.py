@@ -306,13 +306,19 @@ class Supervisor:
 
     def _on_watchdog(self) -> None:
         assert self._watchdog is not None
-        data = os.read(self._watchdog, 64)
-        if data and _DETACH not in data:
-            return
+        ending = None
+        try:
+            data = os.read(self._watchdog, 64)
+            if data and _DETACH not in data:
+                return
+            if not data:
+                ending = Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone")
+        except OSError as error:
+            ending = Ending(Reason.SIGNAL, 0, f"the owner cannot be watched: {error}")
         asyncio.get_running_loop().remove_reader(self._watchdog)
         os.close(self._watchdog)
-        if not data:
-            self.end(Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone"))
+        if ending is not None:
+            self.end(ending)
 
     def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
         self._start(self._keep_clock(guest, pausing))
