@@ -52,7 +52,7 @@ async def test_a_detach_byte_counts_although_the_owner_is_gone_when_it_is_read(b
 
 
 class WrongPipes:
-    """The os module as a spawn sees it, whose second pipe has two write ends; ``read`` is its read end."""
+    """The os module as a spawn sees it, whose second pipe has two write ends; ``read_end`` its other."""
 
     made = 0
 
@@ -64,7 +64,7 @@ class WrongPipes:
         read, write = os.pipe()
         if self.made != 2:
             return read, write
-        self.read = read
+        self.read_end = read
         return os.dup(write), write
 
 
@@ -72,7 +72,7 @@ async def test_a_pipe_that_cannot_be_read_ends_the_sandbox_at_once(busybox, name
     pipes = WrongPipes()
     monkeypatch.setattr(spawning, "os", pipes)
     sandbox = await Sandbox.create(name, image=busybox)
-    os.close(pipes.read)  # an error at every end that is left
+    os.close(pipes.read_end)  # an error at every end that is left
     assert (await ended(name)).status == "stopped"
     assert run_of(session_home, name)[1] == "Signal"
     del sandbox
