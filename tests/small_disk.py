@@ -13,7 +13,7 @@ def small_disk(path, size):
     path.mkdir(parents=True, exist_ok=True)
     if (
         os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", path]).returncode
     ):
         pytest.skip("cannot mount a small file system here")
     try:

@@ -40,7 +40,8 @@ class Session:
         argv = [request["cmd"], *request.get("args", [])]
         env = {**os.environ, **dict(entry.split("=", 1) for entry in request.get("env", []))}
         try:
-            outputs = await self.start(argv, env, request.get("cwd") or "/", bool(request.get("tty")))
+            size = (request.get("rows", 24), request.get("cols", 80)) if request.get("tty") else None
+            outputs = await self.start(argv, env, request.get("cwd") or "/", size)
         except OSError as error:
             self.send(
                 MessageType.EXEC_FAILED,
@@ -57,9 +58,11 @@ class Session:
         code = await self.process.wait()
         self.send(MessageType.EXEC_EXITED, {"code": code if code >= 0 else -1})
 
-    async def start(self, argv, env, cwd, tty):
-        if tty:
+    async def start(self, argv, env, cwd, size):
+        """``size`` is that of the terminal, if there is to be one: rows and columns."""
+        if size is not None:
             master, slave = pty.openpty()
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
             self.process = await asyncio.create_subprocess_exec(
                 *argv, env=env, cwd=cwd, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
                 preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
