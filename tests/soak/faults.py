@@ -52,6 +52,12 @@ def _send(pid, number):
             os.kill(pid, number)
 
 
+async def _stand_still(scene, pid):
+    _send(pid, signal.SIGSTOP)
+    await asyncio.sleep(scene.rng.random() * 3)
+    _send(pid, signal.SIGCONT)
+
+
 async def nothing(scene):
     """No fault: then nothing may fail."""
 
@@ -73,10 +79,7 @@ async def supervisor_terminated(scene):
 
 
 async def supervisor_stands_still(scene):
-    pid = scene.supervisor()
-    _send(pid, signal.SIGSTOP)
-    await asyncio.sleep(scene.rng.random() * 3)
-    _send(pid, signal.SIGCONT)
+    await _stand_still(scene, scene.supervisor())
 
 
 async def machine_killed(scene):
@@ -84,10 +87,7 @@ async def machine_killed(scene):
 
 
 async def machine_stands_still(scene):
-    pid = scene.machine()
-    _send(pid, signal.SIGSTOP)
-    await asyncio.sleep(scene.rng.random() * 3)
-    _send(pid, signal.SIGCONT)
+    await _stand_still(scene, scene.machine())
 
 
 async def agent_killed(scene):
