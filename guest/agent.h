@@ -26,7 +26,9 @@ struct agent {
     struct watch port;
     struct watch children; /* a signalfd: SIGCHLD */
     int epoll;
+    char *name; /* argv[0], as others see it */
     bool stopping;
+    bool handed_off;        /* PID 1 is an init of the image */
     bool urgent;            /* the agent has a real-time priority */
     uint64_t busy_since_ns; /* without a pause; 0: it has just waited */
 
@@ -55,6 +57,10 @@ struct agent {
 
     uint64_t started_ns, configured_ns; /* since the kernel started */
 };
+
+/* What tells of events: closed and opened again when the process is another. */
+void loop_open(struct agent *);
+void loop_close(struct agent *);
 
 uint64_t now_ns(void); /* since the kernel started, suspended time included */
 

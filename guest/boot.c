@@ -6,11 +6,13 @@
  *                   ◄── core.boot.root                     perhaps: the image is mounted ahead
  *                   core.boot.hello ──►                    a template may be taken here
  *                   ◄── core.boot.config                   root, names, clock, random numbers
- *                   core.init.resolved ──►, ◄── ack, core.ready ──►
+ *                   core.init.resolved ──►, ◄── ack, perhaps PID 1 is handed over, core.ready ──►
  *
  * Until ready the port blocks: there is nothing else to do, and a template that waits must not run.
  */
 #include "boot.h"
+
+#include "handoff.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -379,5 +381,7 @@ void boot_finish(struct agent *agent)
     keep_settings(agent, &config);
     close_uevents(agent);
     resolve_user(agent);
+    if (config.init.argv.count > 0)
+        hand_off(agent, &config.init);
     say_ready(agent);
 }

@@ -126,13 +126,47 @@ static void read_scripts(struct cbor *in, struct boot_config *config, struct str
     }
 }
 
-static void read_env(struct cbor *in, struct boot_config *config, struct strings *strings)
+static void read_list(struct cbor *in, struct list *list, size_t limit, struct strings *strings,
+                      const char *complaint)
 {
+    if (cbor_null(in))
+        return;
     struct cbor_level array = cbor_enter_array(in);
     while (cbor_more(in, &array))
-        list_add(&config->env, strings_add(strings, cbor_text(in)), MAX_ENV);
-    if (config->env.failed)
-        cbor_fail(in, "too many environment variables");
+        list_add(list, strings_add(strings, cbor_text(in)), limit);
+    if (list->failed)
+        cbor_fail(in, complaint);
+}
+
+static void read_env(struct cbor *in, struct list *env, struct strings *strings)
+{
+    read_list(in, env, MAX_ENV, strings, "too many environment variables");
+}
+
+static void read_init(struct cbor *in, struct boot_init *init, struct strings *strings)
+{
+    char *command = NULL;
+    if (init->argv.count > 0) {
+        cbor_fail(in, "there are two inits");
+        return;
+    }
+    list_add(&init->argv, NULL, MAX_INIT_ARGS);
+    struct cbor_level map = cbor_enter_map(in);
+    while (cbor_more(in, &map)) {
+        struct cbor_string key = cbor_text(in);
+        if (cbor_equal(key, "cmd"))
+            command = strings_add(strings, cbor_text(in));
+        else if (cbor_equal(key, "args"))
+            read_list(in, &init->argv, MAX_INIT_ARGS, strings, "the init has too many arguments");
+        else if (cbor_equal(key, "env"))
+            read_env(in, &init->env, strings);
+        else
+            cbor_skip(in);
+    }
+    if (command == NULL || (command[0] != '/' && strcmp(command, "auto") != 0) || init->argv.failed)
+        cbor_fail(in, "the path of the init must be absolute, or auto");
+    else
+        init->argv.items[0] = command;
 }
 
 static void read_field(struct cbor *in, struct cbor_string key, struct boot_config *config,
@@ -153,7 +187,9 @@ static void read_field(struct cbor *in, struct cbor_string key, struct boot_conf
     else if (cbor_equal(key, "scripts"))
         read_scripts(in, config, strings);
     else if (cbor_equal(key, "env"))
-        read_env(in, config, strings);
+        read_env(in, &config->env, strings);
+    else if (cbor_equal(key, "init"))
+        read_init(in, &config->init, strings);
     else if (cbor_equal(key, "rlimits"))
         config->limit_count = limits_decode(in, config->limits);
     else if (cbor_equal(key, "security_profile"))

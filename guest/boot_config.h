@@ -5,7 +5,7 @@
 #include "limits.h"
 #include "strlist.h"
 
-enum { MAX_TMPFS = 64, MAX_SCRIPTS = 512, MAX_ENV = 4096 };
+enum { MAX_TMPFS = 64, MAX_SCRIPTS = 512, MAX_ENV = 4096, MAX_INIT_ARGS = 4096 };
 
 struct boot_script {
     char *name;
@@ -17,6 +17,11 @@ struct boot_root {
     char *lower, *lower_type, *upper, *upper_type; /* NULL: not given */
     uint64_t tmp_mib; /* size of a tmpfs on /tmp, of core.boot.root only; 0: none */
     char *strings;
+};
+
+/* The program that becomes PID 1. `argv` is empty when there is none; argv[0] may be "auto". */
+struct boot_init {
+    struct list argv, env;
 };
 
 struct boot_config {
@@ -32,6 +37,7 @@ struct boot_config {
     struct boot_script scripts[MAX_SCRIPTS];
     unsigned script_count;
     struct list env;
+    struct boot_init init;
     struct limit limits[MAX_LIMITS];
     unsigned limit_count;
     bool restricted;
@@ -40,7 +46,7 @@ struct boot_config {
     char *strings;
 };
 
-/* Returns NULL, or why it cannot be used. Both `env.items` and `strings` are the caller's to free. */
+/* Returns NULL, or why it cannot be used. The items of all lists and `strings` are the caller's to free. */
 const char *boot_config_decode(struct cbor *payload, struct boot_config *);
 
 /* The same for core.boot.root: { "root": ... } as in a configuration, and perhaps "tmp_size_mib". */

@@ -164,6 +164,7 @@ static void prepare(struct agent *agent, uint32_t id, struct exec_request *reque
             .stdio = {stdio.child[0], stdio.child[1], stdio.child[2]},
             .terminal = request->tty,
             .restricted = agent->restricted,
+            .oom_protected = agent->handed_off,
             .account = user != NULL ? &account : NULL,
             .base_limits = agent->limits,
             .base_limit_count = agent->limit_count,

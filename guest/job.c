@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 /* Closing all but one matters: a copy of a command's standard input would keep its end from being seen. */
-static void become_ordinary(int report)
+static void become_ordinary(const struct agent *agent, int report)
 {
+    if (agent->handed_off)
+        oom_unprotect();
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -31,7 +33,7 @@ int job_fork(struct agent *agent, struct job *job, struct session *session, int 
         return -1;
     pid_t pid = fork();
     if (pid == 0) {
-        become_ordinary(ends[1]);
+        become_ordinary(agent, ends[1]);
         *report = ends[1];
         return 1;
     }

@@ -1,5 +1,5 @@
 /*
- * agentd: the first process of the guest. It makes the machine a sandbox, then serves the host's requests
+ * agentd: the first process of the guest, unless the image has an init. It makes the machine a sandbox, then serves the host's requests
  * over one virtio-serial port until it is told to stop.
  *
  * One thread, one loop, no waiting anywhere but in epoll_wait(): see serve().
@@ -9,6 +9,7 @@
 #include "boot.h"
 #include "dispatch.h"
 #include "exec.h"
+#include "handoff.h"
 #include "spawn.h"
 
 #include <errno.h>
@@ -163,6 +164,8 @@ static void stop(struct agent *agent)
         rest(agent, (int)((end - now) / 1000000 + 1));
         turn(agent);
     }
+    if (agent->handed_off)
+        stop_init();
     power_off(agent);
 }
 
@@ -173,13 +176,19 @@ static void prepare_signals(struct agent *agent)
         signal(number, SIG_DFL); /* what commands inherit */
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &children, NULL);
+    sigset_t blocked = children;
+    if (agent->handed_off) { /* an init that ends everything ends the machine: until then there is work */
+        sigaddset(&blocked, SIGTERM);
+        sigaddset(&blocked, SIGINT);
+        sigaddset(&blocked, SIGHUP);
+    }
+    sigprocmask(SIG_SETMASK, &blocked, NULL);
     int fd = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd < 0 || !watch_open(agent, &agent->children, fd, NULL, true))
         boot_fail(agent, "other", errno, "the ends of processes cannot be watched");
 }
 
-static void prepare_loop(struct agent *agent)
+void loop_open(struct agent *agent)
 {
     struct sysinfo memory;
     agent->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -195,6 +204,12 @@ static void prepare_loop(struct agent *agent)
     set_urgent(agent, true);
 }
 
+void loop_close(struct agent *agent)
+{
+    close(agent->children.fd);
+    close(agent->epoll);
+}
+
 /* From here on the port does not block. */
 static void watch_port(struct agent *agent)
 {
@@ -203,12 +218,14 @@ static void watch_port(struct agent *agent)
         boot_fail(agent, "other", errno, "the agent port cannot be watched");
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static struct agent agent = {.wire.fd = -1, .upper = -1};
+    static char none[] = "";
+    agent.name = argc > 0 ? argv[0] : none;
     agent.started_ns = now_ns();
     boot_start(&agent);
-    prepare_loop(&agent);
+    loop_open(&agent);
     boot_finish(&agent);
     watch_port(&agent);
     serve(&agent);

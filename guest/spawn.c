@@ -49,6 +49,25 @@ void scheduling_normal(void)
     set_scheduler(0, SCHED_OTHER, 0);
 }
 
+static void set_oom_score(const char *score)
+{
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    syscall(SYS_write, fd, score, strlen(score));
+    syscall(SYS_close, fd);
+}
+
+void oom_protect(void)
+{
+    set_oom_score("-1000");
+}
+
+void oom_unprotect(void)
+{
+    set_oom_score("0");
+}
+
 static bool set_stdio(const struct spawn *spawn)
 {
     /* Descriptors of the agent are 3 and above, so none is overwritten before it was duplicated. */
@@ -58,25 +77,33 @@ static bool set_stdio(const struct spawn *spawn)
     return true;
 }
 
-/* No new privileges, and no CAP_SYS_ADMIN in any set. */
-static bool restrict_privileges(void)
+/* From the sets of this process. Returns whether it is in none of them; `held`: it was in one. */
+static bool drop_admin(bool *held)
 {
     const uint32_t admin = 1u << CAP_SYS_ADMIN;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
 
+    if (syscall(SYS_capget, &header, data) < 0)
+        return false;
+    *held = ((data[0].effective | data[0].permitted | data[0].inheritable) & admin) != 0;
+    data[0].effective &= ~admin;
+    data[0].permitted &= ~admin;
+    data[0].inheritable &= ~admin;
+    return !*held || syscall(SYS_capset, &header, data) == 0;
+}
+
+/* No new privileges, and no CAP_SYS_ADMIN in any set. */
+static bool restrict_privileges(void)
+{
+    bool held = false;
+
     if (syscall(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return false;
     if (syscall(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 && errno != EINVAL)
         return false;
-    if (syscall(SYS_prctl, PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) < 0 && errno != EINVAL)
-        return false;
-    if (syscall(SYS_capget, &header, data) < 0)
-        return false;
-    data[0].effective &= ~admin;
-    data[0].permitted &= ~admin;
-    data[0].inheritable &= ~admin;
-    return syscall(SYS_capset, &header, data) == 0;
+    return drop_admin(&held) && (syscall(SYS_prctl, PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) == 0 ||
+                                 errno == EINVAL || (errno == EPERM && !held));
 }
 
 static bool apply_limits(const struct limit *limits, unsigned count)
@@ -159,6 +186,8 @@ static int child(void *argument)
     spawn->stage = SPAWN_CWD;
     if (spawn->cwd != NULL && syscall(SYS_chdir, spawn->cwd) < 0)
         goto failed;
+    if (spawn->oom_protected)
+        oom_unprotect();
     spawn->stage = SPAWN_PROFILE;
     if (spawn->restricted && !restrict_privileges())
         goto failed;

@@ -24,6 +24,7 @@ struct spawn {
     int stdio[3];
     bool terminal;                 /* stdio[0] becomes the controlling terminal */
     bool restricted;               /* the security profile */
+    bool oom_protected;            /* this process is, the command is not to be */
     const struct account *account; /* NULL: stay root */
     const struct limit *base_limits, *limits;
     unsigned base_limit_count, limit_count;
@@ -38,5 +39,9 @@ pid_t spawn_command(struct spawn *);
 /* Of this process: a real-time priority, or none. spawn_command() is to be called with one. */
 void scheduling_urgent(void);
 void scheduling_normal(void);
+
+/* Of this process: it is never chosen when memory runs out, as only PID 1 is by itself; or as any other. */
+void oom_protect(void);
+void oom_unprotect(void);
 
 #endif

@@ -13,6 +13,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (boot_config_decode(&in, &config) == NULL) {
         if (strlen(config.hostname) == 0 || (config.root.lower != NULL && config.root.upper_type == NULL))
             abort();
+        if (config.init.argv.count > 0 && strcmp(config.init.argv.items[0], "auto") != 0 &&
+            config.init.argv.items[0][0] != '/')
+            abort();
         for (unsigned i = 0; i < config.script_count; i++)
             if (strchr(config.scripts[i].name, '/') != NULL || config.scripts[i].content.length > size)
                 abort();
@@ -21,6 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 abort();
     }
     free(config.env.items);
+    free(config.init.argv.items);
+    free(config.init.env.items);
     free(config.strings);
     return 0;
 }

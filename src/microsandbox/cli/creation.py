@@ -17,7 +17,6 @@ from microsandbox.cli.sandbox_options import CREATION
 from microsandbox.cli.values import Script, Tmpfs, script_text
 from microsandbox.errors import (
     MicrosandboxError,
-    NotSupportedYetError,
     SandboxAlreadyExistsError,
     SandboxNotFoundError,
 )
@@ -60,12 +59,10 @@ class Creation(Struct, frozen=True):
 
     @classmethod
     def of(cls, invocation: Invocation) -> Creation:
-        """Raises UsageError, InvalidConfigError, NotSupportedYetError."""
+        """Raises UsageError, InvalidConfigError."""
         name: str | None = invocation["name"]
         if name is not None:
             validate_name(name)
-        if invocation["security"] == "restricted":
-            raise NotSupportedYetError("--security restricted")
         keywords = {
             keyword: invocation[option]
             for option, keyword in _PLAIN.items()
@@ -79,6 +76,8 @@ class Creation(Struct, frozen=True):
         keywords |= {"env": dict(invocation["env"]), "labels": dict(invocation["label"])}
         keywords["volumes"] = _volumes(invocation["tmpfs"], invocation.path)
         keywords["scripts"] = _scripts(invocation)
+        if (init := _init(invocation)) is not None:
+            keywords["init"] = init
         keywords["image"] = _image(invocation["image"], invocation["oci_upper_size"])
         shown = name if name is not None else f"msb-{secrets.randbits(32):08x}"
         return cls(shown, name is None, invocation["image"], keywords, invocation["quiet"])
@@ -154,6 +153,19 @@ def _volumes(mounts: Sequence[Tmpfs], path: tuple[str, ...]) -> dict[str, dict[s
             raise UsageError(f"--tmpfs: {mount.path} is mounted more than once", path)
         volumes[mount.path] = mount.mount
     return volumes
+
+
+def _init(invocation: Invocation) -> dict[str, Any] | None:
+    for option in ("init_arg", "init_env"):
+        if invocation[option] and invocation["init"] is None:
+            raise UsageError(f"--{option.replace('_', '-')} requires --init", invocation.path)
+    if invocation["init"] is None:
+        return None
+    return {
+        "cmd": invocation["init"],
+        "args": invocation["init_arg"],
+        "env": dict(invocation["init_env"]),
+    }
 
 
 def _scripts(invocation: Invocation) -> dict[str, str]:

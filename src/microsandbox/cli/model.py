@@ -43,6 +43,8 @@ class Option(Struct, frozen=True):
     repeat: bool = False
     convert: Convert = str
     stage: Stage = Stage.OFFERED
+    #: Its value may begin with a hyphen.
+    hyphen: bool = False
 
     @property
     def dest(self) -> str:

@@ -73,7 +73,7 @@ def parse(located: Located) -> Invocation:
         cut = words.index("--")
         words, guest_command = words[:cut], tuple(words[cut + 1 :])
     parser = _Parser(command, path)
-    namespace = parser.parse(words)
+    namespace = parser.parse(_attach_values(command, words))
     for option in command.options:
         if option.stage is Stage.LATER and _is_given(getattr(namespace, option.dest)):
             raise NotSupportedYetError("/".join(option.flags))
@@ -86,6 +86,17 @@ def parse(located: Located) -> Invocation:
     if len(levels) > 1:
         raise UsageError(f"the argument '--{levels[0]}' cannot be used with '--{levels[1]}'", path)
     return Invocation(path, command, found, guest_command, levels[0] if levels else None)
+
+
+def _attach_values(command: Command, words: Sequence[str]) -> list[str]:
+    """``--option=value`` for options whose value may look like an option itself."""
+    flags = {flag for option in command.options if option.hyphen for flag in option.flags}
+    attached: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        value = next(remaining, None) if word in flags else None
+        attached.append(word if value is None else f"{word}={value}")
+    return attached
 
 
 class _Parser(argparse.ArgumentParser):

@@ -42,7 +42,7 @@ CREATION = (
         "security",
         None,
         "PROFILE",
-        "Security profile: default",
+        "Security profile: default or restricted",
         convert=values.one_of("security profile", "default", "restricted"),
     ),
     Option(
@@ -80,6 +80,9 @@ CREATION = (
     Option(
         "pause-after", None, "DURATION", "Pause while so long without activity", convert=values.whole_seconds
     ),
+    Option("init", None, "PATH", "Program of the image that becomes PID 1, or auto", convert=values.init),
+    Option("init-arg", None, "STR", "Argument of the init", True, hyphen=True),
+    Option("init-env", None, "KEY=VALUE", "Environment variable of the init", True, values.init_env),
     Option("no-net", help="No network"),
     later("volume", "v", "SPEC"),
     later("mount-dir", None, "SPEC"),
@@ -91,9 +94,6 @@ CREATION = (
     later("copy-dir", None, "SRC:DST"),
     later("mkdir", None, "PATH"),
     later("rm", None, "PATH"),
-    later("init", None, "PATH"),
-    later("init-arg", None, "STR"),
-    later("init-env", None, "K=V"),
     later("port", "p", "SPEC"),
     later("net-default", None, "ACTION"),
     later("net-default-egress", None, "ACTION"),

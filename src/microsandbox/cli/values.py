@@ -157,6 +157,21 @@ def shell(text: str) -> str:
     return text
 
 
+def init(text: str) -> str:
+    """An absolute path in the guest, or ``auto``."""
+    if text != "auto" and not text.startswith("/"):
+        raise ValueError(f"--init must be an absolute path or `auto`, got: {text}")
+    return text
+
+
+def init_env(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``; nothing is inherited."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"must be KEY=VALUE, got: {text}")
+    return key, value
+
+
 def rlimit(text: str) -> dict[str, object]:
     """``RESOURCE=SOFT[:HARD]``."""
     name, separator, limits = text.partition("=")

@@ -35,6 +35,7 @@ from microsandbox.tools import last_lines
 BOOT_TIMEOUT = 120.0
 _STAGES = frozenset({"build_vm", "mount", "image", "network", "config", "other"})
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+_INIT_END = re.compile(rb"Attempted to kill init! exitcode=0x([0-9a-f]{8})")
 _AGENT_LINE = re.compile(rb"agentd: ([^\r\n]*)")
 
 
@@ -181,10 +182,25 @@ def panic_reason(console: bytes) -> str | None:
     match = _PANIC.search(console)
     if match is None:
         return None
+    if (end := _INIT_END.search(match[1])) is not None:
+        return f"the guest's init {_how(int(end[1], 16))}, which ends the machine"
     reason = match[1].decode("utf-8", "replace")
     if lines := _AGENT_LINE.findall(console):
         reason += f" ({lines[-1].decode('utf-8', 'replace')})"
     return f"the guest kernel panicked: {reason}"
+
+
+def init_is_done(console: bytes) -> bool:
+    """Whether PID 1 ended by itself, with status 0. For the kernel that is a panic as any other end of it."""
+    match = _PANIC.search(console)
+    end = None if match is None else _INIT_END.search(match[1])
+    return end is not None and int(end[1], 16) == 0
+
+
+def _how(status: int) -> str:
+    """A wait(2) status in words."""
+    number = status & 0x7F
+    return f"was killed by signal {number}" if number else f"exited with status {status >> 8 & 0xFF}"
 
 
 def explain_exit(status: int, console: bytes, errors: str) -> BootFailure:

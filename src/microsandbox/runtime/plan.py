@@ -98,6 +98,11 @@ class LaunchPlan(Struct, frozen=True):
         return {**self.boot, "root": None} if self.template_is_rooted else self.boot
 
     @property
+    def has_init(self) -> bool:
+        """Whether PID 1 of the guest is a program of the image."""
+        return self.boot.get("init") is not None
+
+    @property
     def logs(self) -> Path:
         return Path(self.directory) / "logs"
 

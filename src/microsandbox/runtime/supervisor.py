@@ -25,7 +25,14 @@ from msgspec import Struct
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure, LinkLost, bring_up, panic_reason
+from microsandbox.runtime.boot import (
+    BOOT_TIMEOUT,
+    BootFailure,
+    LinkLost,
+    bring_up,
+    init_is_done,
+    panic_reason,
+)
 from microsandbox.runtime.builder_process import build_in_background
 from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
@@ -47,7 +54,8 @@ from microsandbox.vmm.qemu import VirtualMachine
 
 #: Seconds the guest has to flush its disks and power off.
 FLUSH_WINDOW = 8.0
-#: The same when the owner is gone: nobody waits for the sandbox any more.
+#: The same when the owner is gone: nobody waits for the sandbox any more. With an init it is as long as ever:
+#: the guest gives that up to 6.5 s before it flushes and powers off itself.
 ORPHAN_FLUSH_WINDOW = 4.0
 #: Seconds between settings of the guest's clock.
 CLOCK_INTERVAL = 60.0
@@ -260,8 +268,10 @@ class Supervisor:
         if exited.done():
             return
         if not self._ending.done():
-            # A machine that powers off closes the agent's port a moment before it is gone.
-            await asyncio.wait((exited,), timeout=0 if guest.broken else PORT_TO_EXIT)
+            # A machine that powers off closes the agent's port a moment before it is gone; an init may end
+            # the agent before it is done.
+            patience = FLUSH_WINDOW if self._plan.has_init else PORT_TO_EXIT
+            await asyncio.wait((exited,), timeout=0 if guest.broken else patience)
             if exited.done():
                 return
             self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
@@ -312,7 +322,8 @@ class Supervisor:
             if data and _DETACH not in data:
                 return
             if not data:
-                ending = Ending(Reason.SIGNAL, ORPHAN_FLUSH_WINDOW, "the owner is gone")
+                window = FLUSH_WINDOW if self._plan.has_init else ORPHAN_FLUSH_WINDOW
+                ending = Ending(Reason.SIGNAL, window, "the owner is gone")
         except OSError as error:
             ending = Ending(Reason.SIGNAL, 0, f"the owner cannot be watched: {error}")
         asyncio.get_running_loop().remove_reader(self._watchdog)
@@ -368,7 +379,7 @@ class Supervisor:
         if self._ending.done():
             ending = self._ending.result()
             reason, detail = ending.reason, ending.detail
-        elif status == 0 and panic is None:
+        elif status == 0 and (panic is None or init_is_done(machine.console.tail)):
             reason, detail = Reason.COMPLETED, machine.monitor.shutdown_cause
         else:
             reason, detail = Reason.FAILED, panic or last_lines(machine.errors.tail) or None

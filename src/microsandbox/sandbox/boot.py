@@ -10,11 +10,13 @@ import asyncio
 import logging
 import os
 import posixpath
+import re
 import secrets
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from msgspec.structs import replace
 
 from microsandbox.agent.connection import Connection
@@ -32,8 +34,10 @@ from microsandbox.runtime.process import ProcessHandle
 from microsandbox.runtime.spawn import SpawnMode, abandon, spawn
 from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox.context import Context
+from microsandbox.sandbox.handoff import boot_init
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.templates import Start
+from microsandbox.store.files import write_atomically
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.template.shape import ROOT
@@ -45,6 +49,8 @@ from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 #: Seconds that the processors are left to what a new sandbox is made for.
 SPARE_DELAY = 0.25
+
+_MACHINE_ID = re.compile("[0-9a-f]{32}")
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +170,7 @@ def _plan(
             DiskPlan("rootfs", FIRST_DISK_FD, "raw", read_only=True),
             DiskPlan("upper", FIRST_DISK_FD + 1, "raw", read_only=False),
         ),
-        boot=_boot_config(config),
+        boot=_boot_config(config, _machine_id(paths.machine_id, config)),
         max_duration=config.max_duration_secs,
         idle_timeout=config.idle_timeout_secs,
         pause_after=config.pause_after_secs,
@@ -184,7 +190,19 @@ def _plan(
     )
 
 
-def _boot_config(config: SandboxConfig) -> dict[str, Any]:
+def _machine_id(path: Path, config: SandboxConfig) -> str:
+    """A new one at each start; with an init the same for the sandbox's life: journals are filed under it."""
+    if config.init is None:
+        return secrets.token_hex(16)
+    with suppress(OSError):
+        if _MACHINE_ID.fullmatch(found := path.read_text("ascii", "replace")):
+            return found
+    made = secrets.token_hex(16)
+    write_atomically(path, made.encode())
+    return made
+
+
+def _boot_config(config: SandboxConfig, machine_id: str) -> dict[str, Any]:
     """The body of ``core.boot.config``: what makes a booted guest this sandbox."""
     scripts = [
         {"name": posixpath.basename(name), "content": body.encode()} for name, body in config.scripts.items()
@@ -195,13 +213,15 @@ def _boot_config(config: SandboxConfig) -> dict[str, Any]:
     ]
     return {
         "hostname": config.guest_hostname,
-        "machine_id": secrets.token_hex(16),
+        "machine_id": machine_id,
         "root": ROOT,
         "tmpfs": tmpfs,
         "env": [],
         "user": config.user,
         "scripts": scripts,
-        "rlimits": [],
+        "rlimits": [structs.asdict(limit) for limit in config.rlimits],
+        "security_profile": config.security_profile,
+        "init": boot_init(config.init, config.env),
     }
 
 

@@ -14,10 +14,11 @@ from msgspec import Struct, field
 
 from microsandbox.arguments import flag, nearest, parameter, seconds, text, text_list, text_map, whole
 from microsandbox.sandbox import unsupported
+from microsandbox.sandbox.handoff import Init, parse_init
 from microsandbox.sandbox.mounts import TmpfsMount, parse_volumes, with_implicit_tmp
 from microsandbox.sandbox.rootfs import OciImage, root_image
 from microsandbox.store.home import Home
-from microsandbox.types import LogLevel, PullPolicy
+from microsandbox.types import LogLevel, PullPolicy, SecurityProfile
 
 if TYPE_CHECKING:
     from typing import TypedDict as Keywords
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         PortBinding,
         RegistryAuth,
         SecretEntry,
-        SecurityProfile,
         ViolationAction,
         ViolationPolicy,
     )
@@ -84,6 +84,14 @@ def forbidden_in_hostname(letter: str) -> bool:
     return letter <= " " or letter in "/\x7f"
 
 
+class ResourceLimit(Struct, frozen=True):
+    """A limit of setrlimit(2); ``resource`` is the value of a RlimitResource."""
+
+    resource: str
+    soft: int
+    hard: int
+
+
 class SandboxConfig(Struct, frozen=True):
     """What a sandbox is: everything that is stored with it and holds for each of its starts."""
 
@@ -102,6 +110,10 @@ class SandboxConfig(Struct, frozen=True):
     labels: Mapping[str, str] = field(default_factory=dict)
     scripts: Mapping[str, str] = field(default_factory=dict)
     tmpfs_mounts: tuple[TmpfsMount, ...] = ()
+    security_profile: str = SecurityProfile.DEFAULT.value
+    init: Init | None = None
+    #: Of every process, the init included. No keyword of ``create`` sets it; documents of 0.5.6 may.
+    rlimits: tuple[ResourceLimit, ...] = ()
     pull_policy: PullPolicy = PullPolicy.IF_MISSING
     max_duration_secs: int | None = None
     idle_timeout_secs: int | None = None
@@ -176,6 +188,8 @@ def _config(name: str, image: OciImage, values: Mapping[str, Any], home: Home) -
         labels=values.get("labels", {}),
         scripts=values.get("scripts", {}),
         tmpfs_mounts=with_implicit_tmp(values.get("volumes", ()), memory),
+        security_profile=values.get("security", SecurityProfile.DEFAULT.value),
+        init=values.get("init"),
         pull_policy=values.get("pull_policy", PullPolicy.IF_MISSING),
         max_duration_secs=values.get("max_duration"),
         idle_timeout_secs=values.get("idle_timeout"),
@@ -192,6 +206,13 @@ def _pull_policy(value: object) -> PullPolicy:
         return PullPolicy(known.get(name, name))
     except ValueError:
         raise ValueError(f"invalid pull_policy: {name}. Expected: always, if-missing, never") from None
+
+
+def _security(value: object) -> str:
+    profile = text(value)
+    if profile not in tuple(SecurityProfile):
+        raise ValueError(f"invalid security profile: {profile}. Expected: default, restricted")
+    return profile
 
 
 def _log_level(value: object) -> str:
@@ -218,12 +239,12 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "cpus": lambda value: whole(value, 8),
     "workdir": text,
     "shell": text,
-    "security": unsupported.security,
+    "security": _security,
     "hostname": text,
     "libkrunfw_path": unsupported.libkrunfw_path,
     "user": text,
     "entrypoint": text_list,
-    "init": unsupported.init,
+    "init": parse_init,
     "replace": flag,
     "replace_with_timeout": lambda value: seconds(value, "replace_with_timeout"),
     "max_duration": lambda value: math.ceil(seconds(value, "max_duration")),

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
+from microsandbox.sandbox.handoff import Init
 from microsandbox.sandbox.mounts import TmpfsMount
-from microsandbox.sandbox.options import SandboxConfig
+from microsandbox.sandbox.options import ResourceLimit, SandboxConfig
 from microsandbox.sandbox.rootfs import OciImage
 from microsandbox.sandbox.validation import label_problem
-from microsandbox.types import PullPolicy
+from microsandbox.types import PullPolicy, SecurityProfile
 
 if TYPE_CHECKING:
     from microsandbox.image.store import StoredImage
@@ -103,12 +104,12 @@ def dump_config(config: SandboxConfig) -> str:
         "shell": config.shell,
         "scripts": dict(config.scripts),
         "env": [list(pair) for pair in config.env],
-        "rlimits": [],
+        "rlimits": [_dump_rlimit(limit) for limit in config.rlimits],
         "mounts": [_dump_mount(mount) for mount in config.tmpfs_mounts],
-        "security_profile": "default",
+        "security_profile": config.security_profile,
         "patches": [],
         "network": _NO_NETWORK,
-        "init": None,
+        "init": _dump_init(config.init),
         "hostname": config.hostname,
         "user": config.user,
         "labels": dict(config.labels),
@@ -153,9 +154,6 @@ def _refuse_later_features(values: Mapping[str, Any]) -> None:
         "bind and disk image root file systems": "Oci" not in values["image"],
         "mounts other than tmpfs": any(mount["type"] != "Tmpfs" for mount in values["mounts"]),
         "network": bool(values["network"]["enabled"]),
-        "init": values["init"] is not None,
-        "security='restricted'": values["security_profile"] != "default",
-        "sandbox-wide rlimits": bool(values["rlimits"]),
     }
     for feature, wanted in asked.items():
         if wanted:
@@ -181,6 +179,9 @@ def _load(values: Mapping[str, Any]) -> SandboxConfig:
         labels={key: str(value) for key, value in values["labels"].items()},
         scripts={key: str(value) for key, value in values["scripts"].items()},
         tmpfs_mounts=tuple(_load_mount(mount) for mount in values["mounts"]),
+        security_profile=SecurityProfile(values["security_profile"]).value,
+        init=_load_init(values["init"]),
+        rlimits=tuple(_load_rlimit(limit) for limit in values["rlimits"]),
         pull_policy=policies[values["pull_policy"]],
         max_duration_secs=_typed(policy, "max_duration_secs", int, None),
         idle_timeout_secs=_typed(policy, "idle_timeout_secs", int, None),
@@ -194,6 +195,30 @@ def _load(values: Mapping[str, Any]) -> SandboxConfig:
 def _load_mount(values: Mapping[str, Any]) -> TmpfsMount:
     flags = {name: bool(values["options"][name]) for name in _MOUNT_FLAGS}
     return TmpfsMount(_typed(values, "guest", str), _typed(values, "size_mib", int, None), **flags)
+
+
+def _dump_init(init: Init | None) -> dict[str, Any] | None:
+    if init is None:
+        return None
+    return {"cmd": init.cmd, "args": list(init.args), "env": [list(pair) for pair in init.env]}
+
+
+def _load_init(values: Any) -> Init | None:
+    if values is None:
+        return None
+    env = tuple((str(key), str(value)) for key, value in values["env"])
+    return Init(_typed(values, "cmd", str), _texts(values["args"]) or (), env)
+
+
+def _dump_rlimit(limit: ResourceLimit) -> dict[str, Any]:
+    return {"resource": limit.resource.capitalize(), "soft": limit.soft, "hard": limit.hard}
+
+
+def _load_rlimit(values: Mapping[str, Any]) -> ResourceLimit:
+    from microsandbox.types import RlimitResource
+
+    resource = RlimitResource(_typed(values, "resource", str).lower()).value
+    return ResourceLimit(resource, _typed(values, "soft", int), _typed(values, "hard", int))
 
 
 def _typed(values: Mapping[str, Any], key: str, *kinds: type | None) -> Any:

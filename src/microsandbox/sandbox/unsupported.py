@@ -7,8 +7,6 @@ for nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 from microsandbox.arguments import (
     check_keys,
     dict_like,
@@ -17,8 +15,6 @@ from microsandbox.arguments import (
     plain_list,
     required,
     text,
-    text_list,
-    text_map,
     whole,
 )
 from microsandbox.errors import NotSupportedYetError, UnsupportedOperationError
@@ -36,37 +32,11 @@ _PATCHES = {
 _PATCH_KEYS = frozenset({"kind", "path", "content", "src", "dst", "target", "link", "mode", "replace"})
 
 
-def security(value: object) -> str:
-    """``default``; the other profile is not there yet."""
-    profile = text(value)
-    if profile not in ("default", "restricted"):
-        raise ValueError(f"invalid security profile: {profile}. Expected: default, restricted")
-    if profile == "restricted":
-        raise NotSupportedYetError("security='restricted'")
-    return profile
-
-
 def libkrunfw_path(value: object) -> None:
     text(value)
     raise UnsupportedOperationError(
         "libkrunfw_path: sandboxes run under QEMU with a kernel of their own; MSB_KERNEL chooses another"
     )
-
-
-def init(value: Any) -> None:
-    """A program that takes over PID 1."""
-    if not isinstance(value, str):
-        convert = getattr(value, "_to_dict", None)
-        values = convert() if callable(convert) else value
-        if not isinstance(values, dict):
-            if callable(convert):
-                raise TypeError("init._to_dict() must return a dict")
-            raise TypeError("init must be str, dict with 'cmd', or InitConfig")
-        check_keys(values, ("cmd", "args", "env"), "init key")
-        required(values, "cmd", "init dict requires 'cmd'")
-        optional(text_list, values.get("args"))
-        optional(text_map, values.get("env"))
-    raise NotSupportedYetError("init")
 
 
 def registry_auth(value: object) -> None:

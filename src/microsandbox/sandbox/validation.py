@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 
 from microsandbox.errors import InvalidConfigError
+from microsandbox.sandbox.handoff import validate_init
 from microsandbox.sandbox.mounts import validate_mounts
 from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig, forbidden_in_hostname
 from microsandbox.store.home import validate_name
@@ -41,6 +42,7 @@ def validate(config: SandboxConfig) -> None:
             raise InvalidConfigError(problem)
     _validate_scripts(config.scripts)
     _validate_texts(config)
+    validate_init(config.init)
     _validate_pause(config.pause_after_secs, config.idle_timeout_secs)
 
 

@@ -128,5 +128,10 @@ class SandboxPaths(Struct, frozen=True):
         return self.directory / "upper.ext4"
 
     @property
+    def machine_id(self) -> Path:
+        """That of a guest with an init: the same for all its starts."""
+        return self.directory / "machine-id"
+
+    @property
     def boot_error(self) -> Path:
         return self.logs / "boot-error.json"

@@ -7,6 +7,7 @@ from microsandbox.cli.commands import ROOT
 from microsandbox.cli.creation import Creation
 from microsandbox.cli.guest_command import resolve_command
 from microsandbox.cli.parser import locate, parse
+from microsandbox.sandbox.handoff import Init
 from microsandbox.sandbox.options import parse_create
 from microsandbox.store.home import Home
 
@@ -41,6 +42,17 @@ def test_every_option_reaches_the_sandbox(monkeypatch, tmp_path):
     assert config.scripts == {"a": "#!/bin/ash\necho\n", "b": "x", "c": "#!/bin/sh\n"}
     [tmpfs] = [mount for mount in config.tmpfs_mounts if mount.guest == "/t"]
     assert (tmpfs.size_mib, tmpfs.readonly) == (8, True)
+
+
+def test_an_init_and_a_profile_reach_the_sandbox(monkeypatch, tmp_path):
+    monkeypatch.setenv("MSB_HOME", str(tmp_path))
+    wanted = creation(
+        "x", "--security", "restricted", "--init", "/lib/i", "--init-arg", "--verbose", "--init-arg", "-x",
+        "--init-arg=two words", "--init-env", "K=a=b",
+    )  # fmt: skip
+    config = parse_create("box", wanted.keywords, Home.open()).config
+    assert config.security_profile == "restricted"
+    assert config.init == Init("/lib/i", ("--verbose", "-x", "two words"), (("K", "a=b"),))
 
 
 def test_a_name_is_made_up_and_nothing_else_is_assumed():

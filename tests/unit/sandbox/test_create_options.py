@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from microsandbox import LogLevel, MountConfig, MountKind, PullPolicy, Volume
+from microsandbox import InitConfig, LogLevel, MountConfig, MountKind, PullPolicy, SecurityProfile, Volume
 from microsandbox.errors import NotSupportedYetError
+from microsandbox.sandbox.handoff import Init
 from microsandbox.sandbox.mounts import TmpfsMount
 from microsandbox.sandbox.options import parse_create
 from microsandbox.sandbox.rootfs import OciImage
@@ -41,7 +42,11 @@ def test_none_is_always_the_default(home, parse):
         ("cpus", 255, "cpus", 255),
         ("workdir", "/srv", "workdir", "/srv"),
         ("shell", "/bin/bash", "shell", "/bin/bash"),
-        ("security", "default", "name", "box"),
+        ("security", "default", "security_profile", "default"),
+        ("security", SecurityProfile.RESTRICTED, "security_profile", "restricted"),
+        ("init", "auto", "init", Init("auto")),
+        ("init", {"cmd": "/i", "args": ["-x"]}, "init", Init("/i", ("-x",))),
+        ("init", InitConfig("/i", ("a",), {"K": "V"}), "init", Init("/i", ("a",), (("K", "V"),))),
         ("hostname", "web", "hostname", "web"),
         ("user", "www:www", "user", "www:www"),
         ("entrypoint", ["a", "b"], "entrypoint", ("a", "b")),
@@ -97,6 +102,8 @@ def test_a_replacement_timeout_implies_replacing(parse, options, replace, timeou
         ({"entrypoint": [1]}, TypeError, "'int' object cannot be converted to 'PyString'"),
         ({"init": 1}, TypeError, "init must be str, dict with 'cmd', or InitConfig"),
         ({"init": {}}, ValueError, "init dict requires 'cmd'"),
+        ({"init": {"cmd": "/i", "arg": []}}, TypeError, 'unknown init key: arg (did you mean "args"?)'),
+        ({"init": {"cmd": "/i", "args": "x"}}, TypeError, "Can't extract `str` to `Vec`"),
         (
             {"init": SimpleNamespace(_to_dict=lambda: 1)},
             TypeError,

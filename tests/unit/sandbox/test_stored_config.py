@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
+from microsandbox.sandbox.handoff import Init
 from microsandbox.sandbox.mounts import TmpfsMount
-from microsandbox.sandbox.options import SandboxConfig
+from microsandbox.sandbox.options import ResourceLimit, SandboxConfig
 from microsandbox.sandbox.rootfs import OciImage
 from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
-from microsandbox.types import LogLevel, PullPolicy
+from microsandbox.types import LogLevel, PullPolicy, RlimitResource, SecurityProfile
 
 words = st.text(max_size=20)
 counts = st.integers(0, 2**32 - 1)
 texts = st.dictionaries(words, words, max_size=4)
+pairs = st.lists(st.tuples(words, words), max_size=4).map(tuple)
 mount = st.builds(
     TmpfsMount, words, st.none() | counts, st.booleans(), st.booleans(), st.booleans(), st.booleans()
 )
@@ -34,7 +36,7 @@ configs = st.builds(
     user=st.none() | words,
     entrypoint=st.none() | st.lists(words, max_size=3).map(tuple),
     cmd=st.none() | st.lists(words, max_size=3).map(tuple),
-    env=st.lists(st.tuples(words, words), max_size=4).map(tuple),
+    env=pairs,
     labels=texts,
     scripts=texts,
     tmpfs_mounts=st.lists(mount, max_size=3).map(tuple),
@@ -42,6 +44,12 @@ configs = st.builds(
     max_duration_secs=st.none() | counts,
     idle_timeout_secs=st.none() | counts,
     pause_after_secs=st.none() | counts,
+    security_profile=st.sampled_from([profile.value for profile in SecurityProfile]),
+    init=st.none() | st.builds(Init, words, st.lists(words, max_size=3).map(tuple), pairs),
+    rlimits=st.lists(
+        st.builds(ResourceLimit, st.sampled_from([one.value for one in RlimitResource]), counts, counts),
+        max_size=2,
+    ).map(tuple),
     manifest_digest=st.none() | words,
 )
 
@@ -106,6 +114,14 @@ def test_what_microsandbox_does_not_know_is_written_only_if_it_was_asked_for(par
     assert document["policy"] == expected
 
 
+def test_init_profile_and_limits_are_written_as_microsandbox_does(parse):
+    config = parse(init={"cmd": "/i", "args": ["-x"], "env": {"K": "V"}}, security="restricted").config
+    document = json.loads(dump_config(replace(config, rlimits=(ResourceLimit("nofile", 1, 2),))))
+    assert document["init"] == {"cmd": "/i", "args": ["-x"], "env": [["K", "V"]]}
+    assert document["security_profile"] == "restricted"
+    assert document["rlimits"] == [{"resource": "Nofile", "soft": 1, "hard": 2}]
+
+
 def changed(config, **values):
     return json.dumps({**json.loads(dump_config(config)), **values})
 
@@ -123,6 +139,9 @@ def changed(config, **values):
         {"labels": []},
         {"pull_policy": "Sometimes"},
         {"policy": None},
+        {"security_profile": "lax"},
+        {"init": {"cmd": "auto"}},
+        {"rlimits": [{"resource": "Files", "soft": 1, "hard": 1}]},
     ],
 )
 def test_a_damaged_document_is_one_error_with_advice(config, values):
@@ -142,9 +161,6 @@ def test_so_is_what_is_no_document(document):
         ({"image": {"Bind": "/"}}, "bind and disk image root file systems"),
         ({"mounts": [{"type": "Bind"}]}, "mounts other than tmpfs"),
         ({"network": {"enabled": True}}, "network"),
-        ({"init": {"cmd": "auto", "args": [], "env": []}}, "init"),
-        ({"security_profile": "restricted"}, "security='restricted'"),
-        ({"rlimits": [{"resource": "Nofile", "soft": 1, "hard": 1}]}, "sandbox-wide rlimits"),
     ],
 )
 def test_a_sandbox_is_not_started_with_less_than_its_document_says(config, values, feature):

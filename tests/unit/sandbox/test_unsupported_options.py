@@ -13,9 +13,6 @@ EXPOSED = m.NetworkPolicy(
 @pytest.mark.parametrize(
     ("options", "feature"),
     [
-        ({"security": m.SecurityProfile.RESTRICTED}, "security='restricted'"),
-        ({"init": "auto"}, "init"),
-        ({"init": m.InitConfig("/sbin/init", ("a",), {"K": "V"})}, "init"),
         ({"registry_auth": m.RegistryAuth.basic("u", "p")}, "registry_auth"),
         ({"volumes": {"/v": m.Volume.bind("/h")}}, "bind mounts"),
         ({"volumes": {"/v": {"bind": "/h", "stat_virtualization": "off"}}}, "bind mounts"),

@@ -1,0 +1,161 @@
+"""PID 1 handed over to a program of the image, on real machines: a shell and busybox's init.
+
+What systemd makes of it is in test_systemd.py.
+"""
+
+import asyncio
+import time
+
+import pytest
+
+from microsandbox import BootError, Image, InitConfig, Sandbox
+from tests.images import busybox_archive
+from tests.vm.test_lifecycle import run_of
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("clean")]
+
+#: Writes down what it was given, and does as it is told later.
+TELLING_INIT = """#!/bin/sh
+tr '\\0' '\\n' < /proc/self/cmdline > /init.args
+tr '\\0' '\\n' < /proc/self/environ > /init.env
+cat /proc/self/limits > /init.limits
+while :; do
+    test -e /init.end && exit "$(cat /init.end)"
+    sleep 0.05
+done
+"""
+FILES = {
+    "opt/telling": TELLING_INIT,
+    "opt/plain": "no program\n",
+    "opt/broken": "#!/no/such/interpreter\n",
+    "opt/heeding": "#!/bin/sh\ntrap 'echo asked >> /asked; poweroff -f' TERM\nwhile :; do sleep 0.1; done\n",
+    "etc/inittab": "::sysinit:/bin/touch /inittab.ran\n::shutdown:/bin/sh -c 'echo down > /shutdown.ran'\n",
+}
+
+
+@pytest.fixture(scope="module")
+def image(session_home, tmp_path_factory):
+    """busybox with several inits."""
+    archive = busybox_archive(
+        tmp_path_factory.mktemp("init") / "init.tar", files=FILES, reference="test/init:latest"
+    )
+    [reference] = asyncio.run(Image.load(archive))
+    return reference
+
+
+async def said(sandbox, command):
+    output = await sandbox.shell(command)
+    assert output.success, output.stderr_text
+    return output.stdout_text
+
+
+async def test_path_arguments_and_environment_arrive(image, name):
+    init = InitConfig("/opt/telling", ("-x", "two words", ""), {"B": "init's", "C": "3"})
+    async with await Sandbox.create(name, image=image, env={"A": "1", "B": "2"}, init=init) as sandbox:
+        assert await said(sandbox, "cat /init.args") == "/bin/sh\n/opt/telling\n-x\ntwo words\n\n"
+        env = dict(line.split("=", 1) for line in (await said(sandbox, "cat /init.env")).splitlines())
+        assert {"A": "1", "B": "init's", "C": "3"}.items() <= env.items()
+        assert env["PATH"] == "/.msb/scripts:/bin:/sbin:/usr/bin:/usr/sbin"
+        assert not [key for key in env if key.startswith("MSB_")]
+        assert "Max open files            1024                 524288" in await said(
+            sandbox, "cat /init.limits"
+        )
+
+
+async def test_the_agent_is_a_process_of_its_own_and_commands_are_as_ever(image, name):
+    async with await Sandbox.create(name, image=image, init="/opt/telling") as sandbox:
+        [agent] = (await said(sandbox, "pgrep -x agentd")).split()
+        assert agent != "1"
+        status = await said(
+            sandbox, f"cat /proc/{agent}/stat /proc/{agent}/cgroup /proc/{agent}/oom_score_adj"
+        )
+        fields, cgroup, oom = status.splitlines()
+        assert fields.split()[3] == "1", "its parent is the init"
+        assert fields.split()[5] == agent, "it leads its own session"
+        assert (cgroup, oom) == ("0::/microsandbox", "-1000")
+        mine = await said(
+            sandbox, "cat /proc/self/oom_score_adj; grep SigBlk /proc/self/status; cat /proc/1/cgroup"
+        )
+        assert mine == "0\nSigBlk:\t0000000000000000\n0::/\n"
+        assert await said(sandbox, "kill -TERM $(pgrep -x agentd); sleep 0.2; echo there") == "there\n"
+        assert (await sandbox.exec("sh", ["-c", "exit 7"])).exit_code == 7
+        await sandbox.fs.write("/file", b"x" * 100_000)
+        assert len(await sandbox.fs.read("/file")) == 100_000
+        assert await said(sandbox, "grep -c ' /run ' /proc/mounts; cat /run/microsandbox/agentd.log") == "1\n"
+
+
+async def test_it_boots_without_a_template_too(image, name, cold):
+    async with await Sandbox.create(name, image=image, init="/opt/telling") as sandbox:
+        assert await said(sandbox, "cat /proc/1/comm") == "telling\n"
+
+
+async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="auto")
+    assert await said(sandbox, "cat /proc/1/cmdline") == "/sbin/init\0"
+    await said(sandbox, "while ! test -e /inittab.ran; do sleep 0.05; done; echo kept > /file")
+    started = time.monotonic()
+    await sandbox.stop()
+    assert time.monotonic() - started < 5, "it does not heed systemd's signal, so it is not waited for"
+    assert run_of(session_home, name)[:2] == ("Terminated", "ShutdownRequested")
+
+    again = await Sandbox.start(name)
+    assert await said(again, "cat /proc/1/cmdline; cat /file /shutdown.ran") == "/sbin/init\0kept\ndown\n"
+    await again.stop()
+    await Sandbox.remove(name)
+
+
+async def test_an_init_that_heeds_no_signal_costs_no_wait_and_the_disk_is_flushed(image, name):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/telling")
+    await said(sandbox, "echo kept > /file")
+    started = time.monotonic()
+    await sandbox.stop()
+    assert time.monotonic() - started < 3
+    again = await Sandbox.start(name)
+    assert await said(again, "cat /file") == "kept\n"
+    await again.stop()
+    await Sandbox.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ("/no/init", "handoff init binary not found at /no/init: No such file or directory (os error 2)"),
+        ("/opt", "handoff init path is not a regular file: /opt"),
+        ("/opt/plain", "handoff init binary is not executable: /opt/plain"),
+        (
+            "/opt/broken",
+            "handoff init /opt/broken cannot be executed: No such file or directory (os error 2)",
+        ),
+    ],
+)
+async def test_what_cannot_be_an_init_is_a_boot_error_that_names_it(image, name, init, reason):
+    with pytest.raises(BootError) as caught:
+        await Sandbox.create(name, image=image, init=init)
+    assert reason in str(caught.value)
+    assert caught.value.stage == "config"
+    await Sandbox.remove(name)
+
+
+async def test_auto_without_any_names_where_it_looked(session_home, name, tmp_path):
+    archive = busybox_archive(tmp_path / "none.tar", without=("sbin/init",), reference="test/none:latest")
+    [reference] = await Image.load(archive)
+    with pytest.raises(
+        BootError, match="auto: no init binary found, checked: /sbin/init, /lib/systemd/systemd"
+    ):
+        await Sandbox.create(name, image=reference, init="auto")
+    await Sandbox.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason", "detail"),
+    [(0, "stopped", "Completed", None), (3, "crashed", "Failed", "the guest's init exited with status 3")],
+)
+async def test_an_init_that_exits_ends_the_machine(image, name, session_home, code, status, reason, detail):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/telling")
+    await said(sandbox, f"echo {code} > /init.new; mv /init.new /init.end")
+    await sandbox.wait()
+    assert (await Sandbox.get(name)).status == status
+    assert run_of(session_home, name)[1] == reason
+    log = (session_home / "sandboxes" / name / "logs" / "runtime.log").read_text()
+    assert "ended with status" in log
+    await Sandbox.remove(name)
