@@ -22,11 +22,17 @@ _DIRECTORIES = {"root": 0o700, "home": 0o755, "home/demo": 0o755, "tmp": 0o1777,
 def busybox_archive(target, *, config=None, files=None, without=(), reference=REFERENCE):
     """Write a ``docker save`` archive. ``config`` is the image's "config"; ``without`` leaves out paths."""
     layer = _layer({**_FILES, **(files or {})}, without)
+    defaults = {"Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"], "Cmd": ["sh"]}
+    return docker_archive(target, layer, reference, {**defaults, **(config or {})})
+
+
+def docker_archive(target, layer, reference, config):
+    """Write a ``docker save`` archive of one layer, a tar as bytes."""
     digest = hashlib.sha256(layer).hexdigest()
     document = {
         "architecture": host_architecture().oci,
         "os": "linux",
-        "config": {"Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"], "Cmd": ["sh"], **(config or {})},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     content = json.dumps(document).encode()

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from microsandbox import BootError, Image, InitConfig, Sandbox
+from microsandbox import Image, InitConfig, Sandbox
+from microsandbox.errors import BootError
 from tests.images import busybox_archive
 from tests.vm.test_lifecycle import run_of
 
