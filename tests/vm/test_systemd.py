@@ -30,7 +30,8 @@ async def said(sandbox, command):
 
 async def system_state(sandbox):
     """What systemd says of itself once it is up, with the units that failed and what is still waited for."""
-    state = await sandbox.shell("systemctl is-system-running --wait", timeout=90)
+    wait = "while ! test -S /run/systemd/private; do sleep 0.1; done; systemctl is-system-running --wait"
+    state = await sandbox.shell(wait, timeout=90)
     units = await sandbox.shell("systemctl --failed --no-legend --plain; systemctl list-jobs --no-legend")
     return state.stdout_text.strip(), units.stdout_text
 
@@ -59,6 +60,6 @@ async def test_systemd_runs_stops_and_runs_again(image, name, session_home):
     state, units = await system_state(again)
     assert (state, units) == ("running", "")
     await said(again, "systemctl poweroff --no-block")
-    await again.wait()
+    await again.wait_until_stopped()
     assert run_of(session_home, name)[1] == "Completed"
     await Sandbox.remove(name)
