@@ -77,6 +77,7 @@ BOOT_CONFIGS = {
         "unix_time_nanos": 1_800_000_000_000_000_000,
         "entropy": bytes(range(64)),
     },
+    "init": {"hostname": "box", "init": {"cmd": "/sbin/init", "args": ["-x", ""], "env": ["A=1"]}},
 }
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"

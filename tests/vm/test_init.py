@@ -150,7 +150,7 @@ async def test_auto_without_any_names_where_it_looked(session_home, name, tmp_pa
 
 @pytest.mark.parametrize(
     ("code", "status", "reason", "detail"),
-    [(0, "stopped", "Completed", None), (3, "crashed", "Failed", "the guest's init exited with status 3")],
+    [(0, "stopped", "Completed", None), (3, "crashed", "Failed", "PID 1 exited with status 3")],
 )
 async def test_an_init_that_exits_ends_the_machine(image, name, session_home, code, status, reason, detail):
     sandbox = await Sandbox.create(name, image=image, init="/opt/patient")

@@ -182,9 +182,9 @@ def panic_reason(console: bytes) -> str | None:
     match = _PANIC.search(console)
     if match is None:
         return None
-    if (end := _INIT_END.search(match[1])) is not None:
-        return f"the guest's init {_how(int(end[1], 16))}, which ends the machine"
     reason = match[1].decode("utf-8", "replace")
+    if (end := _INIT_END.search(match[1])) is not None:
+        reason = f"PID 1 {_how(int(end[1], 16))}"
     if lines := _AGENT_LINE.findall(console):
         reason += f" ({lines[-1].decode('utf-8', 'replace')})"
     return f"the guest kernel panicked: {reason}"

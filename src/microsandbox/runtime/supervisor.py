@@ -379,7 +379,7 @@ class Supervisor:
         if self._ending.done():
             ending = self._ending.result()
             reason, detail = ending.reason, ending.detail
-        elif status == 0 and (panic is None or init_is_done(machine.console.tail)):
+        elif status == 0 and (panic is None or (self._plan.has_init and init_is_done(machine.console.tail))):
             reason, detail = Reason.COMPLETED, machine.monitor.shutdown_cause
         else:
             reason, detail = Reason.FAILED, panic or last_lines(machine.errors.tail) or None
