@@ -100,8 +100,12 @@ def kernel_command_line(machine: Machine) -> str:
     Without no_timer_check a kernel on a busy host may find that its timer "doesn't work", and panic. The
     self-tests of the kernel's cryptography cost a seventh of a boot under emulation, and so does patching
     its locks for a single CPU, all of which has to be translated again.
+
+    Where systemd is the init it would offer a login on the console, which nobody can use, and wait 90 s for
+    the console to be announced where the image has no udev.
     """
     words = ["quiet", "tsc=reliable", "no_timer_check", "cryptomgr.notests", "panic=-1", "rdinit=/init"]
+    words.append("systemd.getty_auto=0")
     if machine.accelerator is Accelerator.TCG:
         words.append("noreplace-smp")
     return " ".join((f"console={machine.architecture.console}", *words))
