@@ -162,3 +162,20 @@ async def test_an_init_that_exits_ends_the_machine(image, name, session_home, co
         [said_why] = connection.execute("SELECT termination_detail FROM run ORDER BY id DESC").fetchone()
     assert detail is None or detail in said_why
     await Sandbox.remove(name)
+
+
+async def test_limits_of_a_stored_configuration_hold_for_the_init_and_for_commands(image, name, session_home):
+    """No keyword of create sets them; microsandbox's documents may have them."""
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await sandbox.stop()
+    with sqlite3.connect(session_home / "db" / "msb.db") as connection:
+        limits = '[{"resource": "Nofile", "soft": 100, "hard": 200}]'
+        connection.execute(
+            "UPDATE sandbox SET config = json_set(config, '$.rlimits', json(?)) WHERE name = ?",
+            (limits, name),
+        )
+    async with await Sandbox.start(name) as again:
+        assert "Max open files            100                  200 " in await said(
+            again, "cat /proc/1/limits"
+        )
+        assert await said(again, "ulimit -n; ulimit -Hn") == "100\n200\n"
