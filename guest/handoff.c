@@ -164,7 +164,10 @@ static unsigned long long signal_set(const char *status, const char *name)
     return line == NULL ? 0 : strtoull(line + strlen(name), NULL, 16);
 }
 
-/* Whether the init does anything about a signal; its default action is none, for PID 1. */
+/*
+ * Whether the init handles a signal, or has it blocked, to read it from a signalfd as systemd does. One that
+ * waits for it by sigwaitinfo(2), as busybox does, does not show that.
+ */
 static bool init_heeds(int number)
 {
     char text[4096];
@@ -175,23 +178,23 @@ static bool init_heeds(int number)
     if (length < 0)
         return true; /* for all that is known */
     text[length] = '\0';
-    /* A blocked one may be read from a signalfd. */
     unsigned long long heeded = signal_set(text, "\nSigBlk:") | signal_set(text, "\nSigCgt:");
     return heeded >> (number - 1) & 1;
 }
 
+/* There is nothing to wait for but the end of the machine, and with it of this process. */
+static void ask_init(int number, struct timespec patience)
+{
+    if (kill(1, number) < 0)
+        return;
+    while (nanosleep(&patience, &patience) < 0 && errno == EINTR)
+        continue;
+}
+
 void stop_init(void)
 {
-    static const struct {
-        int number;
-        struct timespec patience;
-    } requests[] = {{POWER_OFF_SIGNAL, {5, 0}}, {SIGTERM, {1, 500000000}}};
     sync(); /* an init that just ends has the kernel panic */
-    for (unsigned i = 0; i < sizeof requests / sizeof *requests; i++) {
-        struct timespec left = requests[i].patience;
-        if (!init_heeds(requests[i].number) || kill(1, requests[i].number) < 0)
-            continue;
-        while (nanosleep(&left, &left) < 0 && errno == EINTR)
-            continue;
-    }
+    if (init_heeds(POWER_OFF_SIGNAL))
+        ask_init(POWER_OFF_SIGNAL, (struct timespec){5, 0});
+    ask_init(SIGTERM, (struct timespec){1, 500000000});
 }

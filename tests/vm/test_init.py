@@ -97,7 +97,7 @@ async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, sess
     await said(sandbox, "while ! test -e /inittab.ran; do sleep 0.05; done; echo kept > /file")
     started = time.monotonic()
     await sandbox.stop()
-    assert time.monotonic() - started < 5, "it does not heed systemd's signal, so it is not waited for"
+    assert time.monotonic() - started < 5, "it does not handle systemd's signal, so it is not waited for"
     assert run_of(session_home, name)[:2] == ("Terminated", "ShutdownRequested")
 
     again = await Sandbox.start(name)
@@ -106,7 +106,7 @@ async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, sess
     await Sandbox.remove(name)
 
 
-async def test_an_init_that_heeds_no_signal_costs_no_wait_and_the_disk_is_flushed(image, name):
+async def test_an_init_that_heeds_no_signal_costs_a_moment_and_the_disk_is_flushed(image, name):
     sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
     await said(sandbox, "echo kept > /file")
     started = time.monotonic()

@@ -54,11 +54,11 @@ async def test_systemd_runs_stops_and_runs_again(image, name, session_home):
 
     again = await Sandbox.start(name)
     assert await said(again, "cat /root/file /etc/machine-id") == f"kept\n{machine}"
-    assert (
-        await said(again, "journalctl --boot=-1 --unit=told --output=cat --grep=word") == "a word for later\n"
-    )
     state, units = await system_state(again)
     assert (state, units) == ("running", "")
+    journal = "journalctl --boot=-1 --output=cat"
+    assert await said(again, f"{journal} --unit=told --grep=word") == "a word for later\n"
+    assert "Reached target poweroff.target" in await said(again, journal), "it was systemd that powered off"
     await said(again, "systemctl poweroff --no-block")
     await again.wait_until_stopped()
     assert run_of(session_home, name)[1] == "Completed"
