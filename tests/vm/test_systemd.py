@@ -57,7 +57,7 @@ async def test_systemd_runs_stops_and_runs_again(image, name, session_home):
     state, units = await system_state(again)
     assert (state, units) == ("running", "")
     journal = "journalctl --boot=-1 --output=cat"
-    assert await said(again, f"{journal} --unit=told --grep=word") == "a word for later\n"
+    assert "a word for later" in (await said(again, f"{journal} --unit=told")).splitlines()
     assert "Reached target poweroff.target" in await said(again, journal), "it was systemd that powered off"
     await said(again, "systemctl poweroff --no-block")
     await again.wait_until_stopped()
