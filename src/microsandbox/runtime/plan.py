@@ -101,6 +101,10 @@ class LaunchPlan(Struct, frozen=True):
     def logs(self) -> Path:
         return Path(self.directory) / "logs"
 
+    @property
+    def boot_error(self) -> Path:
+        return self.logs / "boot-error.json"
+
 
 class Parcel(Struct, frozen=True):
     """All that a supervisor is handed. ``descriptors`` are ours, and the numbers they will have there.

@@ -232,6 +232,8 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    except FileNotFoundError:
-        if os.path.lexists(path):  # somebody else is deleting it too, and was faster with a part
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+        if os.path.lexists(path):  # somebody else is deleting it too, or had a file in it to finish
             remove_tree(path)
