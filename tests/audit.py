@@ -86,7 +86,11 @@ def _has_open(process, home):
 
 
 def _open(process):
-    return [os.readlink(entry) for entry in (process / "fd").iterdir()]
+    paths = []
+    for entry in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            paths.append(os.readlink(entry))
+    return paths
 
 
 def machine_of(supervisor):
