@@ -135,8 +135,8 @@ async def test_what_an_old_runtime_does_not_know_is_not_sent(relay, capsys):
     with pytest.raises(RuntimeTooOldError) as caught:
         await connection.open_session(MessageType.FS_REQUEST, {})
     assert str(caught.value) == (
-        "agent client error: the sandbox runtime is too old for 'core.fs.request' (needs protocol generation 2, "
-        "the sandbox speaks 1); restart the sandbox to update its runtime"
+        "agent client error: the sandbox runtime is too old for 'core.fs.request' (needs protocol generation "
+        "2, the sandbox speaks 1); restart the sandbox to update its runtime"
     )
     connection.close()
     assert report(caught.value) == 1
