@@ -15,7 +15,6 @@ name: who has the row has the name's files, and nobody else's run touches them.
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +31,9 @@ from microsandbox.errors import (
 )
 from microsandbox.store.database import Database
 from microsandbox.store.processes import ProcessIdentity, boot_id
+
+#: Not from the module: importing that takes longer than reading a row.
+_SIGKILL = 9
 
 
 class Status(StrEnum):
@@ -335,7 +337,7 @@ class SandboxCatalog:
             assert row.run_id is not None
             if current.killed:
                 status = Status.STOPPED
-                _end_run(connection, row.run_id, Reason.SIGNAL, None, signal.SIGKILL, "killed")
+                _end_run(connection, row.run_id, Reason.SIGNAL, None, _SIGKILL, "killed")
             else:
                 status = Status.CRASHED
                 _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, row.stale)
