@@ -84,8 +84,11 @@ async def stop(context: Context, name: str, timeout: float | None) -> None:
 def request_kill(context: Context, name: str) -> None:
     """SIGKILL the supervisor; its machine dies with it. Does nothing when it has ended."""
     row = context.sandboxes.get(name)
-    note_kill(context, row)
-    if not row.status.terminal and not _send(row, signal.SIGKILL):
+    if row.status.terminal:
+        return
+    if row.supervised:
+        note_kill(context, row)
+    if not _send(row, signal.SIGKILL):
         raise MicrosandboxError(f"runtime error: cannot kill sandbox '{name}': sandbox state is unavailable")
 
 
