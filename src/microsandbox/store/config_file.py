@@ -73,6 +73,14 @@ def _path(value: Any) -> Path:
     return path
 
 
+def _program(value: Any) -> str:
+    """What can stand in a script's first line as well."""
+    text = _text(value)
+    if any(character.isspace() for character in text) or text.endswith("/"):
+        raise ValueError(value)
+    return text
+
+
 def _number(value: Any, kinds: type | tuple[type, ...]) -> Any:
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise ValueError(value)  # noqa: TRY004 - one error for all that is not as expected
@@ -142,7 +150,7 @@ SCHEMA: dict[str, Any] = {
         "cpus": _whole(1, 255),
         "memory_mib": _whole(1, 2**32 - 1),
         "oci": {"upper_size_mib": _whole(1, 2**32 - 1)},
-        "shell": TEXT,
+        "shell": Value("a program's name or path, without white space", _program),
         "workdir": TEXT,
         "metrics_sample_interval_ms": _whole(0, 2**31 - 1),
         "disable_metrics_sample": FLAG,

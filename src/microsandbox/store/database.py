@@ -77,8 +77,8 @@ class Database:
             return
         if not self._turns.acquire(timeout=self._config.connect_timeout_secs):
             raise DatabaseError(
-                f"{self.path}: {self._config.max_connections} connections (database.max_connections) were in "
-                f"use for {self._config.connect_timeout_secs:g} s (database.connect_timeout_secs)"
+                f"{self.path}: all connections (database.max_connections: {self._config.max_connections}) "
+                f"were in use for {self._config.connect_timeout_secs:g} s (database.connect_timeout_secs)"
             )
         self._local.has_turn = True
         try:

@@ -171,11 +171,11 @@ def test_every_key_checks_its_value(load, key):
         ('{"paths": {"cache": "/a\\u0000b"}}', "paths.cache must be an absolute path"),
         (
             '{"sandbox_defaults": {"shell": ""}}',
-            'sandbox_defaults.shell must be a text that is not empty, got ""',
+            'sandbox_defaults.shell must be a program\'s name or path, without white space, got ""',
         ),
         (
             '{"sandbox_defaults": {"shell": "\\ud800"}}',
-            "sandbox_defaults.shell must be a text that is not empty",
+            "sandbox_defaults.shell must be a program's name or path, without white space",
         ),
         (
             '{"registries": {"hosts": {"https://ghcr.io": {}}}}',
