@@ -78,7 +78,7 @@ class Supervisor:
         self._started_ms = time.time_ns() // 1_000_000
         self._listener = listener
         self._watchdog = watchdog
-        self._catalog = SandboxCatalog(Database(Path(plan.database)))
+        self._catalog = SandboxCatalog(Database(Path(plan.database), plan.database_config))
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
@@ -410,7 +410,7 @@ def record_launch_failure(plan: LaunchPlan, error: MicrosandboxError) -> None:
     """Tell the owner, and the catalogue, why there is no machine."""
     log.error("boot failed: %s", error)
     BootFailure(str(error), "build_vm").save(plan.logs / "boot-error.json")
-    catalog = SandboxCatalog(Database(Path(plan.database)))
+    catalog = SandboxCatalog(Database(Path(plan.database), plan.database_config))
     catalog.end_run(
         plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)
     )
