@@ -327,7 +327,7 @@ def _hint(prefix: str, key: str, siblings: Mapping[str, Any]) -> str:
     for name in accepted_keys():
         if name.endswith(f".{key}"):
             return f' (did you mean "{name}"?)'
-    return nearest(prefix + key, [prefix + other for other in siblings])
+    return nearest((prefix + key)[:_SHOWN_CHARACTERS], [prefix + other for other in siblings])
 
 
 def _no_json(name: str) -> NoReturn:
