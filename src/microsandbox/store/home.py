@@ -12,7 +12,6 @@ from msgspec import Struct
 from microsandbox import environment
 from microsandbox.errors import InvalidConfigError
 from microsandbox.store.config import Config
-from microsandbox.store.config_file import load_config
 from microsandbox.store.ownership import check_directory
 
 #: Bytes a Unix socket path may have on Linux, its final NUL included (unix(7)).
@@ -57,6 +56,18 @@ def base_directory() -> Path:
         return Path(".microsandbox").absolute()
 
 
+def _configuration(path: Path) -> Config:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return Config()
+    except OSError:
+        pass  # the reader finds the same, and says so
+    from microsandbox.store.config_file import load_config  # which most homes do without
+
+    return load_config(path)
+
+
 class Home(Struct, frozen=True, dict=True):
     """The state directory and its parts. Directories are made by who needs them, mode 0700."""
 
@@ -67,8 +78,8 @@ class Home(Struct, frozen=True, dict=True):
     def open(cls) -> Home:
         """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
         base = base_directory()
-        check_directory(base, environment.HOME)
-        config = load_config(base / "config.json")
+        check_directory(base, environment.HOME if environment.value(environment.HOME) else "the home")
+        config = _configuration(base / "config.json")
         for key, directory in (
             ("home", config.home),
             ("paths.cache", config.paths.cache),
