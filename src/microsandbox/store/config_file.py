@@ -325,6 +325,8 @@ class _Reader:
 def _hint(prefix: str, key: str, siblings: Mapping[str, Any]) -> str:
     """The key that was meant: one of the same name elsewhere, else one beside it that is spelt alike."""
     for name in accepted_keys():
+        if name == key:
+            return " (a dot stands for an object within an object)"
         if name.endswith(f".{key}"):
             return f' (did you mean "{name}"?)'
     return nearest((prefix + key)[:_SHOWN_CHARACTERS], [prefix + other for other in siblings])

@@ -45,7 +45,12 @@ def base_directory() -> Path:
                 f"{environment.HOME} is {configured!r}, and ~ means something to shells only; "
                 "write the path in full"
             )
-        return Path(configured).absolute()
+        try:
+            return Path(configured).absolute()
+        except FileNotFoundError:
+            raise InvalidConfigError(
+                f"{environment.HOME} is {configured!r}, relative to a current directory that is gone"
+            ) from None
     if users := environment.value("HOME"):
         return Path(users).absolute() / ".microsandbox"
     try:

@@ -129,6 +129,10 @@ def test_every_key_checks_its_value(load, key):
             '{"sandbox_defaults": {"memory": 1}}',
             'unknown key sandbox_defaults.memory (did you mean "sandbox_defaults.memory_mib"?)',
         ),
+        (
+            '{"sandbox_defaults.cpus": 2}',
+            "unknown key sandbox_defaults.cpus (a dot stands for an object within an object)",
+        ),
         ('{"sandbox_default": {}}', 'unknown key sandbox_default (did you mean "sandbox_defaults"?)'),
         (
             '{"registries": {"hosts": {"h.io": {"insecur": true}}}}',

@@ -82,6 +82,17 @@ def test_a_file_that_cannot_be_looked_at_is_not_taken_for_none():
     assert f"{home}/config.json cannot be read: Permission denied" in done.stderr
 
 
+def test_a_relative_home_needs_a_current_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSB_HOME", "state")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        InvalidConfigError, match="MSB_HOME is 'state', relative to a current directory that is"
+    ):
+        Home.open()
+
+
 def test_a_tilde_that_no_shell_has_replaced_is_refused(monkeypatch):
     monkeypatch.setenv("MSB_HOME", "~/state")
     with pytest.raises(InvalidConfigError, match="MSB_HOME is '~/state', and ~ means something"):
