@@ -93,7 +93,7 @@ def split_reference(text: str) -> Reference:
 
 def registry_host(name: str) -> str | None:
     """The name of a registry as references have it: in lower case, one for Docker Hub. None for no host."""
-    if not _HOST.fullmatch(name):
+    if len(name) > _MAX_NAME or not _HOST.fullmatch(name):
         return None
     return DEFAULT_REGISTRY if name.lower() in _HUB else name.lower()
 

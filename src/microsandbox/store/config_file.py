@@ -325,9 +325,11 @@ class _Reader:
 def _hint(prefix: str, key: str, siblings: Mapping[str, Any]) -> str:
     """The key that was meant: one of the same name elsewhere, else one beside it that is spelt alike."""
     for name in accepted_keys():
+        if name == key:
+            return " (a dot stands for an object within an object)"
         if name.endswith(f".{key}"):
             return f' (did you mean "{name}"?)'
-    return nearest(prefix + key, [prefix + other for other in siblings])
+    return nearest((prefix + key)[:_SHOWN_CHARACTERS], [prefix + other for other in siblings])
 
 
 def _no_json(name: str) -> NoReturn:

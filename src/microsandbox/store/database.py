@@ -7,6 +7,7 @@ read, decide and then write.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ class Database:
         self._config = config or DatabaseConfig()
         self._local = threading.local()
         self._turns = threading.BoundedSemaphore(self._config.max_connections)
+        self._process = os.getpid()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -75,7 +77,11 @@ class Database:
         if getattr(self._local, "has_turn", False):
             yield
             return
-        if not self._turns.acquire(timeout=self._config.connect_timeout_secs):
+        if self._process != os.getpid():  # forked, without the threads that had the others
+            self._turns = threading.BoundedSemaphore(self._config.max_connections)
+            self._process = os.getpid()
+        turns = self._turns
+        if not turns.acquire(timeout=self._config.connect_timeout_secs):
             raise DatabaseError(
                 f"{self.path}: all connections (database.max_connections: {self._config.max_connections}) "
                 f"were in use for {self._config.connect_timeout_secs:g} s (database.connect_timeout_secs)"
@@ -85,7 +91,7 @@ class Database:
             yield
         finally:
             self._local.has_turn = False
-            self._turns.release()
+            turns.release()
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

@@ -12,7 +12,6 @@ from msgspec import Struct
 from microsandbox import environment
 from microsandbox.errors import InvalidConfigError
 from microsandbox.store.config import Config
-from microsandbox.store.config_file import load_config
 from microsandbox.store.ownership import check_directory
 
 #: Bytes a Unix socket path may have on Linux, its final NUL included (unix(7)).
@@ -46,7 +45,12 @@ def base_directory() -> Path:
                 f"{environment.HOME} is {configured!r}, and ~ means something to shells only; "
                 "write the path in full"
             )
-        return Path(configured).absolute()
+        try:
+            return Path(configured).absolute()
+        except FileNotFoundError:
+            raise InvalidConfigError(
+                f"{environment.HOME} is {configured!r}, relative to a current directory that is gone"
+            ) from None
     if users := environment.value("HOME"):
         return Path(users).absolute() / ".microsandbox"
     try:
@@ -55,6 +59,18 @@ def base_directory() -> Path:
         return Path(pwd.getpwuid(os.getuid()).pw_dir).absolute() / ".microsandbox"
     except KeyError:  # a container's user without a name
         return Path(".microsandbox").absolute()
+
+
+def _configuration(path: Path) -> Config:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return Config()
+    except OSError:
+        pass  # the reader finds the same, and says so
+    from microsandbox.store.config_file import load_config  # which most homes do without
+
+    return load_config(path)
 
 
 class Home(Struct, frozen=True, dict=True):
@@ -67,8 +83,8 @@ class Home(Struct, frozen=True, dict=True):
     def open(cls) -> Home:
         """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
         base = base_directory()
-        check_directory(base, environment.HOME)
-        config = load_config(base / "config.json")
+        check_directory(base, environment.HOME if environment.value(environment.HOME) else "the home")
+        config = _configuration(base / "config.json")
         for key, directory in (
             ("home", config.home),
             ("paths.cache", config.paths.cache),

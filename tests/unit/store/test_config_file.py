@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError
 from microsandbox.store.config import AuthEntry, Config, RegistryHost
@@ -126,6 +129,10 @@ def test_every_key_checks_its_value(load, key):
             '{"sandbox_defaults": {"memory": 1}}',
             'unknown key sandbox_defaults.memory (did you mean "sandbox_defaults.memory_mib"?)',
         ),
+        (
+            '{"sandbox_defaults.cpus": 2}',
+            "unknown key sandbox_defaults.cpus (a dot stands for an object within an object)",
+        ),
         ('{"sandbox_default": {}}', 'unknown key sandbox_default (did you mean "sandbox_defaults"?)'),
         (
             '{"registries": {"hosts": {"h.io": {"insecur": true}}}}',
@@ -206,6 +213,26 @@ def test_a_long_wrong_value_is_cut(load):
 def test_keys_of_features_that_are_not_there_say_so(load, key):
     with pytest.raises(NotSupportedYetError, match=f"{key}.*not supported yet by this release"):
         load(json.dumps(nested(key, "/somewhere")))
+
+
+_names = st.sampled_from(sorted({part for key in accepted_keys() for part in key.split(".")})) | st.text()
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+_documents = st.recursive(
+    _scalars, lambda inner: st.lists(inner) | st.dictionaries(_names, inner), max_leaves=20
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(content=st.binary() | _documents.map(lambda value: json.dumps(value).encode()))
+def test_whatever_is_in_the_file_is_a_configuration_or_one_error(content):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "config.json"
+        path.write_bytes(content)
+        try:
+            found = load_config(path)
+        except (InvalidConfigError, NotSupportedYetError) as error:
+            found = str(error)
+        assert isinstance(found, Config) or (str(path) in found and len(found) < 1000 and found.isprintable())
 
 
 # registries

@@ -45,6 +45,19 @@ def test_who_finds_no_connection_waits_and_is_told(busy):
         pass  # a thread that has a connection needs no other
 
 
+def _read(database):
+    with database.read():
+        pass
+
+
+def test_a_fork_has_all_connections_to_itself(busy):
+    database, _ = busy
+    process = multiprocessing.get_context("fork").Process(target=_read, args=(database,))
+    process.start()
+    process.join(10)
+    assert process.exitcode == 0
+
+
 def test_a_failing_operation_gives_its_connection_back(tmp_path):
     database = Database(tmp_path / "msb.db", DatabaseConfig(max_connections=1, connect_timeout_secs=0.2))
     for _ in range(3):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,31 @@ def test_a_user_without_a_home_has_one_where_it_is(tmp_path):
         [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout == "/.microsandbox\n", done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_file_that_cannot_be_looked_at_is_not_taken_for_none():
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 54321, -1)
+        os.chmod(home, 0o600)
+        code = (
+            "import os; import microsandbox.store.config_file; from microsandbox.store.home import Home;"
+            "os.setuid(54321); Home.open()"
+        )
+        environment = {**os.environ, "MSB_HOME": home}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert f"{home}/config.json cannot be read: Permission denied" in done.stderr
+
+
+def test_a_relative_home_needs_a_current_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSB_HOME", "state")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        InvalidConfigError, match="MSB_HOME is 'state', relative to a current directory that is"
+    ):
+        Home.open()
 
 
 def test_a_tilde_that_no_shell_has_replaced_is_refused(monkeypatch):
