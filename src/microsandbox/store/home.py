@@ -49,9 +49,9 @@ class Home(Struct, frozen=True, dict=True):
     config: Config
 
     @classmethod
-    def open(cls) -> Home:
-        """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
-        base = base_directory()
+    def open(cls, base: Path | None = None) -> Home:
+        """The home at ``base``, else at ``MSB_HOME``, by its config.json. Raises InvalidConfigError."""
+        base = base or base_directory()
         config = load_config(base / "config.json")
         return cls(config.home or base, config)
 
