@@ -259,13 +259,16 @@ def _header(text: str) -> tuple[str, str]:
 
 @_explained
 def _endpoint(text: str) -> str:
+    url: Any = None
     try:
-        url: Any = urlsplit(text)
+        url = urlsplit(text)
         usable = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
     except ValueError:
         usable = False
     if not usable:
         raise ValueError(f'invalid endpoint "{text}" (expected e.g. http://127.0.0.1:4317)')
+    if "@" in url.netloc:
+        raise ValueError("an endpoint has no user and password; --header authorization=... has")
     return text
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import ssl
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -56,14 +57,14 @@ class OtelExporter(Exporter):
         self._settings = settings
         self._started = time.time_ns()
         self._resource = Resource(_resource(settings, os.environ))
-        self._words = _LastWord.listen()
+        self._words = _LastWords.listen(2 if settings.http else 1)
         self._exporter = (_http if settings.http else _grpc)(settings, timeout)
 
     def export(self, collection: Collection, health: Health) -> None:
         data = self._data(collection, health)
-        self._words.text = ""
+        self._words.texts.clear()
         if self._exporter.export(data) is not MetricExportResult.SUCCESS:
-            reason = self._words.text or "the exporter gave no reason"
+            reason = "; ".join(self._words.texts) or "the exporter gave no reason"
             raise ExportError(f"exporting to {self._settings.endpoint} failed: {reason}")
 
     def close(self) -> None:
@@ -125,20 +126,22 @@ class OtelExporter(Exporter):
         return metrics
 
 
-class _LastWord(logging.Handler):
-    """OpenTelemetry's exporters tell the log, and nobody else, why they failed."""
+class _LastWords(logging.Handler):
+    """OpenTelemetry's exporters tell the log, and nobody else, why they failed: in their last lines of it."""
 
-    text = ""
+    def __init__(self, lines: int) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: deque[str] = deque(maxlen=lines)
 
     @classmethod
-    def listen(cls) -> _LastWord:
+    def listen(cls, lines: int) -> _LastWords:
         source = logging.getLogger("opentelemetry")
-        source.addHandler(handler := cls(logging.WARNING))
+        source.addHandler(handler := cls(lines))
         source.propagate = source.getEffectiveLevel() <= logging.DEBUG
         return handler
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        self.texts.append(record.getMessage())
 
 
 def _fitting(value: Number) -> Number:
