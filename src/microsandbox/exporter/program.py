@@ -107,7 +107,9 @@ async def _collect(collector: Collector, pipeline: Pipeline, interval: float, st
     trouble = ""
     async for _ in _ticks(interval, stop, at_once=True):
         try:
-            pipeline.add(collector.collect())
+            collection = collector.collect()
+            log.debug("collected %d sandboxes", len(collection.readings))
+            pipeline.add(collection)
             trouble = ""
         except (RegistryError, OSError) as error:
             if str(error) != trouble:
