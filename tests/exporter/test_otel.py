@@ -192,7 +192,8 @@ def test_a_last_export_that_fails_is_exit_code_1(context, program):
         *("otel", "--endpoint", f"http://127.0.0.1:{free_port()}", "--protocol", "http"),
         *("--export-timeout", "2s", "--log-level", "debug", "--collect-interval", "100ms"),
     )
-    assert "collected" in running.process.stderr.readline()
+    while "collected 0 sandboxes" not in running.process.stderr.readline():
+        pass
     code, _, err = running.stop()
     assert code == 1
     assert "error: the last export failed: exporting to http://127.0.0.1:" in err
