@@ -90,19 +90,28 @@ class Program:
         return self.wait(timeout)
 
 
-@pytest.fixture
-def program(context):
-    """Starts ``msb-metrics`` with these words, in the test's home."""
-    programs = []
+@contextmanager
+def programs():
+    """A function that starts ``msb-metrics`` with these words; all it has started end with the block."""
+    started = []
 
     def start(*words, **environ):
-        programs.append(Program(*words, **environ))
-        return programs[-1]
+        started.append(Program(*words, **environ))
+        return started[-1]
 
-    yield start
-    for started in programs:
-        started.process.kill()
-        started.process.communicate()
+    try:
+        yield start
+    finally:
+        for running in started:
+            running.process.kill()
+            running.process.communicate()
+
+
+@pytest.fixture
+def program(context):
+    """Starts ``msb-metrics`` in the test's home."""
+    with programs() as start:
+        yield start
 
 
 class Collector(MetricsServiceServicer):

@@ -5,23 +5,15 @@ import re
 import pytest
 
 from microsandbox import Sandbox
-from tests.exporter.conftest import Program, Prometheus, ended
+from tests.exporter.conftest import Prometheus, ended, programs
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("clean")]
 
 
 @pytest.fixture
-def start():
-    programs = []
-
-    def start(*words):
-        programs.append(Program(*words))
-        return programs[-1]
-
-    yield start
-    for started in programs:
-        started.process.kill()
-        started.process.communicate()
+def start(session_home):
+    with programs() as start:
+        yield start
 
 
 async def test_a_sandbox_is_on_standard_output_and_in_prometheus(busybox, name, start, tmp_path):
