@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from microsandbox.cli import output
 from microsandbox.cli.failures import FAILURE, USAGE, report
-from microsandbox.errors import PrerequisiteError
+from microsandbox.errors import MicrosandboxError, PrerequisiteError
 from microsandbox.exporter import diagnostics
 from microsandbox.exporter.arguments import ArgumentsError, Mode, Settings, parse
 from microsandbox.exporter.collection import Collector
@@ -47,7 +47,19 @@ def main(words: Sequence[str]) -> int:
     try:
         return asyncio.run(_run(settings))
     except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):  # of tasks, of which the first one to fail ends the others
+        error = error.exceptions[0]
+    if isinstance(error, (MicrosandboxError, OSError)):
         return report(error)
+    output.error(
+        f"{type(error).__name__}: {error}", ["this is a bug in msb-metrics; --log-level debug shows where"]
+    )
+    log.debug("where it was", exc_info=error)
+    return FAILURE
 
 
 async def _run(settings: Settings) -> int:

@@ -115,6 +115,16 @@ def test_rust_log_goes_before_the_option(rust_log, level):
     assert diagnostics.wanted_level("info", rust_log) == level
 
 
+def test_a_bug_is_one_line_and_not_the_group_that_it_came_in(monkeypatch, capsys, tmp_path):
+    def broken(*_):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setenv("MSB_HOME", str(tmp_path))
+    monkeypatch.setattr(program.Collector, "collect", broken)
+    assert program.main(["stdout"]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == "error: ZeroDivisionError: oh"
+
+
 def test_without_the_extra_one_sentence_names_it(monkeypatch, capsys, tmp_path):
     for name in ("microsandbox.exporter.otel", "opentelemetry.sdk.metrics.export"):
         monkeypatch.delitem(sys.modules, name, raising=False)
