@@ -70,6 +70,7 @@ if [ -n "$extras" ] && [ ! -x build/prometheus/usr/bin/prometheus ]; then
     rm -rf "$unpacking" build/prometheus
     mkdir -p "$unpacking"
     download="apt-get download -qq -o APT::Sandbox::User=root prometheus"
+    # shellcheck disable=SC2086 # a command and its arguments
     (cd "$unpacking" && { $download 2>/dev/null || { as_root apt-get update -qq && $download; }; })
     dpkg-deb -x "$unpacking"/prometheus_*.deb "$unpacking"
     rm "$unpacking"/prometheus_*.deb
