@@ -80,10 +80,11 @@ class Home(Struct, frozen=True, dict=True):
     config: Config
 
     @classmethod
-    def open(cls) -> Home:
-        """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
-        base = base_directory()
-        check_directory(base, environment.HOME if environment.value(environment.HOME) else "the home")
+    def open(cls, base: Path | None = None) -> Home:
+        """The home at ``base``, else at ``MSB_HOME``, by its config.json. Raises InvalidConfigError."""
+        by_environment = base is None and environment.value(environment.HOME)
+        base = base or base_directory()
+        check_directory(base, environment.HOME if by_environment else "the home")
         config = _configuration(base / "config.json")
         for key, directory in (
             ("home", config.home),
