@@ -47,7 +47,7 @@ async def follow(rounds):
     """
     sandbox = await Sandbox.create("followed", image=BUSYBOX)
     reader = await asyncio.create_subprocess_exec(
-        *MSB, "logs", "--follow", "--tail", "0", "followed", stdout=asyncio.subprocess.PIPE
+        *MSB, "logs", "--follow", "followed", stdout=asyncio.subprocess.PIPE
     )
     command = await sandbox.exec_stream("cat", stdin=Stdin.pipe())
     sink, there, here = command.take_stdin(), [], []
