@@ -82,7 +82,7 @@ def supervise(
     from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
 
     plan = convert({**values, "trace": (*values["trace"], *marks)}, LaunchPlan, builtin_types=(bytes,))
-    catalog = SandboxCatalog(Database(Path(plan.database)))
+    catalog = SandboxCatalog(Database(Path(plan.database), plan.database_config))
     path = Path(plan.agent_socket)
     listeners: list[socket.socket] = []
     # Nothing of the name's is touched before: it may be another sandbox's by now.

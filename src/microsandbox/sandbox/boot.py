@@ -196,6 +196,7 @@ def _plan(
             reservation.slot.generation,
             config.metrics_interval or 0,
         ),
+        busy_timeout=context.home.config.database.busy_timeout_secs,
         trace=trace.marks,
     )
 

@@ -81,7 +81,8 @@ def making_directory(target: Path) -> Iterator[Path]:
     If ``target`` has appeared meanwhile (another process was faster), the work is dropped and that stays.
     """
     temporary = partial_path(target)
-    temporary.mkdir(mode=0o700, parents=True)
+    make_private(target.parent)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
         try:
