@@ -11,6 +11,7 @@
     ├── PoolTimeoutError             no sandbox of the pool was ready in time
     ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
+    │   └── RuntimeTooOldError       it speaks an earlier generation of the protocol
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
     ├── FilesystemError
@@ -145,6 +146,21 @@ class AgentClientError(MicrosandboxError):
     def __init__(self, detail: str) -> None:
         super().__init__(f"agent client error: {detail}")
         self.detail = detail
+
+
+class RuntimeTooOldError(AgentClientError):
+    """A sandbox that was started by an earlier release lacks what was asked of it: restart it."""
+
+    code = "runtime-too-old"
+
+    def __init__(self, message_type: str, needed: int, spoken: int) -> None:
+        super().__init__(
+            f"the sandbox runtime is too old for '{message_type}' (needs protocol generation {needed}, the "
+            f"sandbox speaks {spoken}); restart the sandbox to update its runtime"
+        )
+        self.message_type = message_type
+        self.needed = needed
+        self.spoken = spoken
 
 
 class ExecTimeoutError(MicrosandboxError):

@@ -12,7 +12,8 @@ import os
 import posixpath
 import re
 import secrets
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 SPARE_DELAY = 0.25
 
 _MACHINE_ID = re.compile("[0-9a-f]{32}")
+#: Why a start failed whose run somebody else has ended.
+GIVEN_UP = "it was stopped, replaced or removed by somebody else meanwhile"
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,20 @@ async def prepare_host(context: Context) -> Host:
     return await asyncio.to_thread(examine_host, context.home, kernel)
 
 
+@contextmanager
+def starting(context: Context, row: SandboxRow) -> Iterator[None]:
+    """Record the end of a start that fails, and tell apart one that somebody else has ended."""
+    try:
+        yield
+    except BaseException as error:
+        given_up = context.sandboxes.was_given_up(row)
+        assert row.run_id is not None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        if given_up and isinstance(error, Exception):
+            raise BootError(row.name, GIVEN_UP) from error
+        raise
+
+
 async def boot(
     context: Context,
     row: SandboxRow,
@@ -73,7 +90,7 @@ async def boot(
     mode: SpawnMode,
     trace: Trace,
 ) -> tuple[ProcessHandle, Connection]:
-    """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
+    """Start the sandbox of a Running row, whose end the caller records. Raises BootError and others."""
     paths = context.home.sandbox(row.name)
     handle: ProcessHandle | None = None
     reservation: Reservation | None = None
@@ -84,6 +101,8 @@ async def boot(
             for path, writable in ((image.rootfs, False), (paths.upper, True)):
                 disks.append(await _open_disk(path, writable=writable))
                 stack.callback(os.close, disks[-1])
+            if not context.sandboxes.is_live(row):  # the disk may be that of who has the name now
+                raise BootError(row.name, GIVEN_UP)
             trace.mark("disks open")
             reservation = reserve_metrics(context, row, config)
             plan = _plan(context, row, config, host, start, trace, reservation)
@@ -96,14 +115,10 @@ async def boot(
             connection.close()
             raise
     except BaseException:
-        try:
-            if handle is not None:
-                await abandon(handle)
-            elif reservation is not None:
-                reservation.release()
-        finally:
-            assert row.run_id is not None
-            context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        if handle is not None:
+            await abandon(handle)
+        elif reservation is not None:
+            reservation.release()
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
@@ -186,6 +201,7 @@ def _plan(
             reservation.slot.generation,
             config.metrics_interval or 0,
         ),
+        busy_timeout=context.home.config.database.busy_timeout_secs,
         trace=trace.marks,
     )
 

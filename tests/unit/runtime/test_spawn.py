@@ -22,6 +22,7 @@ class Slot:
 
 @pytest.fixture
 def parcel(tmp_path):
+    (tmp_path / "box").mkdir()
     plan = LaunchPlan(
         name="box", sandbox_id=1, run_id=1, database=str(tmp_path / "db"), directory=str(tmp_path / "box"),
         agent_socket=str(tmp_path / "sock"), qemu={}, jail="namespaces", kernel="", initramfs="",
