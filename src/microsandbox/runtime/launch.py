@@ -13,6 +13,7 @@ from msgspec import convert
 
 from microsandbox.errors import VmmError
 from microsandbox.runtime import descriptors
+from microsandbox.runtime.boot_failure import BootFailure
 from microsandbox.runtime.plan import LaunchPlan, Parcel
 from microsandbox.runtime.program import Started
 from microsandbox.store.files import make_private
@@ -77,8 +78,14 @@ def supervise(
     """Supervise until the sandbox has ended, and return the exit status of this process."""
     plan = convert({**values, "trace": (*values["trace"], *marks)}, LaunchPlan, builtin_types=(bytes,))
     path = Path(plan.agent_socket)
-    listener = _listen(path)
-    bound = path.stat()
+    try:
+        listener = _listen(path)
+        bound = path.stat()
+    except OSError as error:
+        # Nobody knows of this process yet: its owner finds the record when there is no startup line.
+        failure = BootFailure(f"bind {path}: {error.strerror} (os error {error.errno})")
+        failure.save(make_private(plan.logs) / "boot-error.json")
+        return 1
     try:
         _announce()
         return _supervise(plan, started, listener, watchdog)

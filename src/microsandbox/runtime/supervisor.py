@@ -25,7 +25,8 @@ from msgspec import Struct
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure, LinkLost, bring_up, panic_reason
+from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
+from microsandbox.runtime.boot_failure import BootFailure, LinkLost, panic_reason
 from microsandbox.runtime.builder_process import build_in_background
 from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
@@ -115,6 +116,11 @@ class Supervisor:
             return await self._supervise()
         except BootFailure as failure:
             self._record_failure(failure)
+            return 1
+        except (MicrosandboxError, OSError) as error:
+            if self._serving is not None:
+                raise
+            self._record_failure(BootFailure.of(error))
             return 1
         finally:
             for task in self._tasks:

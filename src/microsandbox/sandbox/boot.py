@@ -18,13 +18,21 @@ from typing import Any
 from msgspec.structs import replace
 
 from microsandbox.agent.connection import Connection
-from microsandbox.errors import BootError, FilesystemError, InvalidConfigError
+from microsandbox.errors import (
+    BootError,
+    DiskError,
+    DiskInUseError,
+    FilesystemError,
+    InvalidConfigError,
+    MicrosandboxError,
+)
 from microsandbox.image.store import StoredImage
 from microsandbox.metrics.registry import Entry, RegistryError, Reservation
 from microsandbox.runtime import standby
-from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
+from microsandbox.runtime.boot import BOOT_TIMEOUT
+from microsandbox.runtime.boot_failure import BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
-from microsandbox.runtime.disks import DiskInUseError, open_locked
+from microsandbox.runtime.disks import open_locked
 from microsandbox.runtime.first_words import first_words
 from microsandbox.runtime.launch import parcel
 from microsandbox.runtime.plan import DiskPlan, LaunchPlan, MetricsPlan, Parcel
@@ -34,6 +42,7 @@ from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.templates import Start
+from microsandbox.store.home import SandboxPaths
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.template.shape import ROOT
@@ -75,13 +84,20 @@ async def boot(
         paths.boot_error.unlink(missing_ok=True)
         with ExitStack() as stack:
             disks = []
-            for path, writable in ((image.rootfs, False), (paths.upper, True)):
-                disks.append(await _open_disk(path, writable=writable))
+            for path, writable, stage in ((image.rootfs, False, "image"), (paths.upper, True, "mount")):
+                try:
+                    disks.append(await _open_disk(path, writable=writable))
+                except (DiskError, InvalidConfigError) as error:
+                    raise BootFailure.of(error, stage).as_error(row.name) from error
                 stack.callback(os.close, disks[-1])
             trace.mark("disks open")
             reservation = reserve_metrics(context, row, config)
             plan = _plan(context, row, config, host, start, trace, reservation)
-            handle = await spawn(_parcel(plan, stack), disks, mode, reservation=reservation)
+            try:
+                handle = await spawn(_parcel(plan, stack), disks, mode, reservation=reservation)
+            except MicrosandboxError as error:
+                _raise_recorded(paths, error)
+                raise
             trace.mark("supervisor runs")
         connection = await _connect(context, row, handle)
         try:
@@ -89,7 +105,7 @@ async def boot(
         except BaseException:
             connection.close()
             raise
-    except BaseException:
+    except BaseException as error:
         try:
             if handle is not None:
                 await abandon(handle)
@@ -97,7 +113,10 @@ async def boot(
                 reservation.release()
         finally:
             assert row.run_id is not None
-            context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+            detail = str(error) if isinstance(error, MicrosandboxError) else None
+            context.sandboxes.end_run(
+                row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, detail=detail
+            )
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
@@ -216,9 +235,7 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
             return opening.result()
         if not exited.done():
             await asyncio.wait((exited,), timeout=5)
-        failure = BootFailure.load(context.home.sandbox(row.name).boot_error)
-        if failure is not None:
-            raise BootError(row.name, failure.message, stage=failure.stage, errno=failure.errno)
+        _raise_recorded(context.home.sandbox(row.name), None)
         if not exited.done():
             return opening.result()
         raise BootError(
@@ -231,6 +248,13 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
     finally:
         for task in (opening, exited):  # not waited for: a cancellation would be lost in that
             task.cancel()
+
+
+def _raise_recorded(paths: SandboxPaths, cause: Exception | None) -> None:
+    """Raise the BootError that the supervisor has left a record of, if it has."""
+    failure = BootFailure.load(paths.boot_error)
+    if failure is not None:
+        raise failure.as_error(paths.directory.name) from cause
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:
