@@ -27,10 +27,14 @@ STAGES = frozenset({"build_vm", "mount", "image", "network", "config", "other"})
 _MAX_RECORD = 64 << 10
 _OS_ERROR = re.compile(r"\(os error (\d{1,9})\)\s*\Z")
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+_INIT_FAILED = re.compile(rb"Failed to execute /init \(error -(\d{1,4})\)")
+#: Panics of a kernel that does not find or cannot start the agent.
+_NO_AGENT = re.compile(rb"No working init found|Unable to mount root fs|Requested init")
 _AGENT_LINE = re.compile(rb"agentd: ([^\r\n]*)")
 #: What a kernel prints when there is not enough memory for itself, its initramfs or its first process.
 _OUT_OF_MEMORY = re.compile(rb"Out of memory|deadlocked on memory|Initramfs unpacking failed: write error")
 OUT_OF_MEMORY = "the guest ran out of memory"
+SILENT = "the machine was reset before the guest's kernel said anything"
 _ENOMEM = 12
 
 _STAGE_RULES = (
@@ -65,13 +69,10 @@ _HINTS = (
     _Hint("give it more memory: `memory=`, `--memory`", words=OUT_OF_MEMORY),
     _Hint("give it more memory: `memory=`, `--memory`", errnos=(_ENOMEM,)),
     _Hint("stop the sandbox that uses the disk, or attach it read-only in both", words="is already attached"),
-    _Hint(
-        "the host may be short of memory: its kernel log (`dmesg`) says so",
-        words="QEMU was killed by SIGKILL",
-    ),
-    _Hint(_DAMAGED_KERNEL, words="No working init found"),
-    _Hint(_DAMAGED_KERNEL, words="Unable to mount root fs"),
-    _Hint(_DAMAGED_KERNEL, words="Requested init /init failed"),
+    _Hint("the host may be short of memory: its `dmesg` says so", words="QEMU was killed by SIGKILL"),
+    _Hint(_DAMAGED_KERNEL, words="cannot start the agent"),
+    _Hint(_DAMAGED_KERNEL, words="the kernel module "),
+    _Hint("give it more memory: `memory=`, `--memory`", words=SILENT),
     _Hint("the host path for one of the mounts does not exist", "mount", (2,)),
     _Hint("the host path is not readable by msb (check permissions)", "mount", (13,)),
     _Hint(
@@ -124,7 +125,7 @@ class BootFailure(Exception):
             stage, errno = str(document["stage"]), document.get("errno")
             number = errno if isinstance(errno, int) and not isinstance(errno, bool) else None
             return cls(str(document["message"]), stage if stage in STAGES else "other", number)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
 
@@ -166,16 +167,28 @@ def panic_reason(console: bytes) -> str | None:
 def explain_exit(status: int, console: bytes, errors: str) -> BootFailure:
     """Why a machine ended before its guest was ready, from what it left behind."""
     if (panic := panic_reason(console)) is not None:
-        if _OUT_OF_MEMORY.search(console) is not None:
-            return BootFailure(f"{OUT_OF_MEMORY}: {panic}", "other")
-        return BootFailure(panic, "other")
+        return _explain_panic(panic, console)
     if errors:
         return BootFailure(f"QEMU failed: {errors}", "build_vm")
+    if status == 0 and (lines := _AGENT_LINE.findall(console)):  # there was no port yet to say it through
+        return BootFailure(lines[-1].decode("utf-8", "replace"), "build_vm")
+    if status == 0 and not console:
+        return BootFailure(SILENT, "build_vm")
     said = last_lines(console) or "nothing"
     if status < 0:
         return BootFailure(f"{_killed(-status)} before the guest was ready; its console: {said}", "build_vm")
     message = f"the machine ended (status {status}) before the guest was ready; its console: {said}"
     return BootFailure(message, "other")
+
+
+def _explain_panic(panic: str, console: bytes) -> BootFailure:
+    if _OUT_OF_MEMORY.search(console) is not None:
+        return BootFailure(f"{OUT_OF_MEMORY}: {panic}", "build_vm", _ENOMEM)
+    if _NO_AGENT.search(console) is None:
+        return BootFailure(panic, "other")
+    number = _INIT_FAILED.search(console)
+    message = f"the guest's kernel cannot start the agent: {panic}"
+    return BootFailure(message, "build_vm", None if number is None else int(number[1]))
 
 
 def _killed(number: int) -> str:

@@ -7,6 +7,7 @@ the writable layer. Whatever fails from here on leaves a stopped sandbox and no 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import posixpath
@@ -30,7 +31,7 @@ from microsandbox.image.store import StoredImage
 from microsandbox.metrics.registry import Entry, RegistryError, Reservation
 from microsandbox.runtime import standby
 from microsandbox.runtime.boot import BOOT_TIMEOUT
-from microsandbox.runtime.boot_failure import BootFailure
+from microsandbox.runtime.boot_failure import OUT_OF_MEMORY, BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
 from microsandbox.runtime.disks import open_locked
 from microsandbox.runtime.first_words import first_words
@@ -48,7 +49,7 @@ from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.template.shape import ROOT
 from microsandbox.units import MIB
 from microsandbox.vmm.host import Host, examine_host
-from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
+from microsandbox.vmm.kernel import GuestKernel, installed_kernel, prepare_kernel
 
 #: How often, and at which interval in seconds, a lock is asked for that another machine still has.
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
@@ -82,6 +83,7 @@ async def boot(
     reservation: Reservation | None = None
     try:
         paths.boot_error.unlink(missing_ok=True)
+        _check_memory(row.name, config, host.kernel)
         with ExitStack() as stack:
             disks = []
             for path, writable, stage in ((image.rootfs, False, "image"), (paths.upper, True, "mount")):
@@ -120,6 +122,16 @@ async def boot(
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
+
+
+def _check_memory(name: str, config: SandboxConfig, kernel: GuestKernel) -> None:
+    """Without room for itself a kernel hangs or resets, and cannot say why. Raises BootError."""
+    needed = kernel.memory_needed()
+    if config.memory_mib * MIB < needed:
+        message = (
+            f"{OUT_OF_MEMORY}: it has {config.memory_mib} MiB, its kernel alone takes {-(-needed // MIB)}"
+        )
+        raise BootFailure(f"{OUT_OF_MEMORY}: {has}", "build_vm", errno.ENOMEM).as_error(name)
 
 
 async def _open_disk(path: Path, *, writable: bool) -> int:

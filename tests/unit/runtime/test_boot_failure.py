@@ -103,27 +103,38 @@ def test_advice(stage, errno, message, advice):
     assert found is None if advice is None else found.startswith(advice)
 
 
-PANIC = b"x\r\nKernel panic - not syncing: No working init found.  Try\r\nCPU: 0\r\n"
+PANIC = b"x\r\nKernel panic - not syncing: Fatal exception\r\nCPU: 0\r\n"
+NO_INIT = b"Failed to execute /init (error -8)\r\nKernel panic - not syncing: No working init found.\r\n"
 
 
 @pytest.mark.parametrize(
     ("status", "console", "errors", "message", "stage"),
     [
-        (0, PANIC, "", "the guest kernel panicked: No working init found.  Try", "other"),
+        (0, PANIC, "", "the guest kernel panicked: Fatal exception", "other"),
         (
             0,
             b"agentd: first\nagentd: cannot\n" + PANIC,
             "",
-            "the guest kernel panicked: No working init found.  Try (cannot)",
+            "the guest kernel panicked: Fatal exception (cannot)",
             "other",
         ),
         (
             0,
             b"Out of memory: Killed process 1\n" + PANIC,
             "",
-            "the guest ran out of memory: the guest kernel panicked: No working init found.  Try",
-            "other",
+            "the guest ran out of memory: the guest kernel panicked: Fatal exception",
+            "build_vm",
         ),
+        (
+            0,
+            NO_INIT,
+            "",
+            "the guest's kernel cannot start the agent: the guest kernel panicked: No working init found.",
+            "build_vm",
+        ),
+        (0, b"agentd: the kernel module x cannot be loaded: no (os error 8)\n[ 1.4] reboot: Power down", "",
+         "the kernel module x cannot be loaded: no (os error 8)", "build_vm"),
+        (0, b"", "", "the machine was reset before the guest's kernel said anything", "build_vm"),
         (1, b"", "qemu: no", "QEMU failed: qemu: no", "build_vm"),
         (
             -9,
@@ -134,9 +145,14 @@ PANIC = b"x\r\nKernel panic - not syncing: No working init found.  Try\r\nCPU: 0
         ),
         (-99, b"", "", "QEMU was killed by signal 99 before the guest was ready; its console: nothing",
          "build_vm"),
-        (3, b"", "", "the machine ended (status 3) before the guest was ready; its console: nothing", "other"),
+        (3, b"", "", "the machine ended (status 3) before the guest was ready; its console: nothing",
+         "other"),
     ],
 )  # fmt: skip
 def test_a_machine_that_ended_too_soon(status, console, errors, message, stage):
     failure = explain_exit(status, console, errors)
     assert (failure.message, failure.stage) == (message, stage)
+
+
+def test_the_number_of_why_the_agent_is_not_started():
+    assert explain_exit(0, NO_INIT, "").errno == 8
