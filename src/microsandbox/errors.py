@@ -13,6 +13,7 @@
     ├── PoolTimeoutError             no sandbox of the pool was ready in time
     ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
+    │   └── AgentUnresponsiveError   the agent hangs, and its sandbox was ended for it
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
     ├── FilesystemError
@@ -179,6 +180,12 @@ class AgentClientError(MicrosandboxError):
     def __init__(self, detail: str) -> None:
         super().__init__(f"agent client error: {detail}")
         self.detail = detail
+
+
+class AgentUnresponsiveError(AgentClientError):
+    """The guest's agent did not answer for some ten seconds; its sandbox was ended."""
+
+    code = "agent-unresponsive"
 
 
 class ExecTimeoutError(MicrosandboxError):

@@ -30,6 +30,7 @@ from microsandbox.runtime.boot_failure import BootFailure, LinkLost, panic_reaso
 from microsandbox.runtime.builder_process import build_in_background
 from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.health import UNRESPONSIVE, Health
 from microsandbox.runtime.idleness import until_idle
 from microsandbox.runtime.launch import launch_cold
 from microsandbox.runtime.pausing import Pausing
@@ -45,6 +46,7 @@ from microsandbox.template.store import discard_template
 from microsandbox.tools import last_lines
 from microsandbox.units import MIB
 from microsandbox.vmm.qemu import VirtualMachine
+from microsandbox.vmm.threads import Threads
 
 #: Seconds the guest has to flush its disks and power off.
 FLUSH_WINDOW = 8.0
@@ -328,6 +330,7 @@ class Supervisor:
 
     def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
         self._start(self._keep_clock(guest, pausing))
+        self._start(self._watch_health(guest, relay, pausing))
         if self._plan.max_duration is not None:
             self._start(self._limit_duration(self._plan.max_duration))
         if self._plan.idle_timeout is not None:
@@ -354,6 +357,12 @@ class Supervisor:
     async def _limit_idleness(self, seconds: float, relay: Relay, pausing: Pausing) -> None:
         await until_idle(relay, seconds, pausing.idleness_counts)
         self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
+
+    async def _watch_health(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
+        await Health(relay, guest, pausing.running, Threads(self._machine.vm.pid)).until_hung()
+        if not self._ending.done():
+            relay.give_up(UNRESPONSIVE)
+            self.end(Ending(Reason.AGENT_UNRESPONSIVE, 0, UNRESPONSIVE))
 
     async def _keep_clock(self, guest: GuestLink, pausing: Pausing) -> None:
         while True:

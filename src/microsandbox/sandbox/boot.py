@@ -128,9 +128,7 @@ def _check_memory(name: str, config: SandboxConfig, kernel: GuestKernel) -> None
     """Without room for itself a kernel hangs or resets, and cannot say why. Raises BootError."""
     needed = kernel.memory_needed()
     if config.memory_mib * MIB < needed:
-        message = (
-            f"{OUT_OF_MEMORY}: it has {config.memory_mib} MiB, its kernel alone takes {-(-needed // MIB)}"
-        )
+        has = f"it has {config.memory_mib} MiB, its kernel alone takes {-(-needed // MIB)}"
         raise BootFailure(f"{OUT_OF_MEMORY}: {has}", "build_vm", errno.ENOMEM).as_error(name)
 
 
