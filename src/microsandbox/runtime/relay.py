@@ -162,7 +162,7 @@ class Relay:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        #: Set while anybody waits for the guest; since when, and when it was last heard of, by time.monotonic().
+        #: Set while anybody waits for the guest; since when, and when it said something, as time.monotonic().
         self.awaited = asyncio.Event()
         self.awaited_since = self.last_heard = 0.0
         #: Called for each frame of the guest.

@@ -28,6 +28,7 @@ from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
 from microsandbox.runtime.boot_failure import BootFailure, LinkLost, panic_reason
 from microsandbox.runtime.builder_process import build_in_background
+from microsandbox.runtime.clock import keep_clock
 from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.runtime.health import UNRESPONSIVE, Health
@@ -52,8 +53,6 @@ from microsandbox.vmm.threads import Threads
 FLUSH_WINDOW = 8.0
 #: The same when the owner is gone: nobody waits for the sandbox any more.
 ORPHAN_FLUSH_WINDOW = 4.0
-#: Seconds between settings of the guest's clock.
-CLOCK_INTERVAL = 60.0
 #: Seconds that other work waits for the owner to come first.
 _FIRST_VISIT = 1.0
 _DETACH = b"\x01"
@@ -112,6 +111,8 @@ class Supervisor:
         )
         self._watch_signals()
         self._watch_owner()
+        if self._plan.max_duration is not None:  # it counts from here, whatever becomes of the boot
+            self._start(self._limit_duration(self._plan.max_duration))
         try:
             if not self._catalog.take_over(plan.run_id):
                 raise BootFailure("the sandbox was given up before its runtime started", "config")
@@ -137,6 +138,8 @@ class Supervisor:
         machine = self._machine
         if ready is None:
             await self._stop(machine, None)
+            why = f"it was ended before its guest was ready: {self._ending.result().reason.value}"
+            BootFailure(why, "other").save(self._plan.logs / "boot-error.json")
             return self._record_end(await machine.exited)
         exec_log = ExecLog.open(self._plan.logs)
         exec_log.mark(STARTED)
@@ -329,10 +332,8 @@ class Supervisor:
             self.end(ending)
 
     def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
-        self._start(self._keep_clock(guest, pausing))
+        self._start(keep_clock(guest, pausing.running))
         self._start(self._watch_health(guest, relay, pausing))
-        if self._plan.max_duration is not None:
-            self._start(self._limit_duration(self._plan.max_duration))
         if self._plan.idle_timeout is not None:
             self._start(self._limit_idleness(self._plan.idle_timeout, relay, pausing))
         if self._plan.pause_after is not None:
@@ -363,12 +364,6 @@ class Supervisor:
         if not self._ending.done():
             relay.give_up(UNRESPONSIVE)
             self.end(Ending(Reason.AGENT_UNRESPONSIVE, 0, UNRESPONSIVE))
-
-    async def _keep_clock(self, guest: GuestLink, pausing: Pausing) -> None:
-        while True:
-            await asyncio.sleep(CLOCK_INTERVAL)
-            await pausing.running.wait()
-            guest.send_message(MessageType.CLOCK_SYNC, {"unix_time_nanos": time.time_ns()})
 
     # what is left behind
 

@@ -16,10 +16,10 @@ class Threads:
         self._waited = self._read()
 
     def held_up(self, seconds: float) -> float:
-        """Seconds of the last ``seconds``, since the last call, in which some thread stood still against its will.
+        """Of the ``seconds`` since the last call, those in which some thread stood still against its will.
 
-        A processor that others use (the scheduler's account of it, /proc/PID/task/TID/schedstat), a signal that
-        stops it, a disk that does not answer. 0 where the kernel does not tell.
+        Others use the processor (the scheduler's account of it, /proc/PID/task/TID/schedstat), a signal has
+        stopped it, a disk does not answer. 0 where the kernel does not tell.
         """
         before, self._waited = self._waited, self._read()
         if any(state in _HELD for _, state in self._waited.values()):
