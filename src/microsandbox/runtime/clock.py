@@ -1,8 +1,8 @@
 """The guest's time of day follows the host's: now and then, and at once when that is set.
 
 A jump of the host's clock, or the end of a suspend, cancels a timer that was armed for it
-(TFD_TIMER_CANCEL_ON_SET of timerfd_create(2)), so nothing has to look. A machine that is paused is told when it
-goes on, see pausing.py.
+(TFD_TIMER_CANCEL_ON_SET of timerfd_create(2)), so nothing has to look. A machine that is paused is told when
+it goes on, see pausing.py.
 """
 
 from __future__ import annotations
