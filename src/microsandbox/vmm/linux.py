@@ -89,10 +89,9 @@ def clock_changes() -> int:
     """
     fd = _check(_libc.timerfd_create(_CLOCK_REALTIME, os.O_CLOEXEC | os.O_NONBLOCK), "timerfd_create")
     never = (ctypes.c_long * 4)(0, 0, _FAR_FUTURE, 0)
+    flags = _TIMER_ABSTIME | _TIMER_CANCEL_ON_SET
     try:
-        _check(
-            _libc.timerfd_settime(fd, _TIMER_ABSTIME | _TIMER_CANCEL_ON_SET, never, None), "timerfd_settime"
-        )
+        _check(_libc.timerfd_settime(fd, flags, never, None), "timerfd_settime")
     except OSError:
         os.close(fd)
         raise

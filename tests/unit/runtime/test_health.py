@@ -92,7 +92,7 @@ async def test_time_in_which_this_process_did_not_run_does_not_count(quick):
     agent.answers = False
     task = watch(agent)
     await asyncio.sleep(0.15)
-    time.sleep(1)  # noqa: ASYNC251 - as if it were stopped
+    time.sleep(1)
     await asyncio.sleep(0)
     assert not task.done()
     assert await hangs_within(1, task)
