@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from microsandbox.agent.protocol import MessageType
+from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.errors import AgentUnresponsiveError
 from microsandbox.runtime import health
 from microsandbox.vmm.threads import Threads
+from tests.unit.runtime.conftest import settle
 
 
 class Agent:
@@ -138,3 +140,46 @@ def test_threads_that_share_one_processor_wait_for_each_other(spinner):
         for other in others:
             other.kill()
             other.wait()
+
+
+async def test_everybody_who_waits_is_told_and_nobody_else(world):
+    client, bystander = await world.client(), await world.client()
+    sessions = [await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"}) for _ in range(2)]
+    await settle()
+    world.relay.give_up("it hangs")
+    for session in sessions:
+        with pytest.raises(AgentUnresponsiveError, match="agent client error: it hangs"):
+            await session.next_message()
+        assert session.ended
+    bystander.check_open(0)
+
+
+async def test_somebody_waits_from_the_first_request_to_the_last_answer(world):
+    relay = world.relay
+    assert not relay.awaited.is_set()
+    client = await world.client()
+    assert not relay.awaited.is_set(), "to connect is no request"
+    first = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    second = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    world.guest.end(first.id)
+    await settle()
+    assert relay.awaited.is_set()
+    world.guest.end(second.id)
+    await settle()
+    assert not relay.awaited.is_set()
+    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    client.close()
+    await settle()
+    assert not relay.awaited.is_set(), "who has left waits no longer"
+
+
+async def test_an_answer_to_the_question_is_nobodys_activity(world):
+    heard = []
+    world.relay.on_heard = lambda: heard.append(True)
+    before = world.relay.last_activity
+    world.guest.sock.sendall(encode(0, MessageType.PONG, {}).raw)
+    await settle()
+    assert heard == [True]
+    assert world.relay.last_heard > before == world.relay.last_activity
