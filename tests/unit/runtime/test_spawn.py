@@ -4,11 +4,15 @@ import asyncio
 import os
 
 import pytest
+from msgspec import to_builtins
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime import spawn as spawning
 from microsandbox.runtime import standby
+from microsandbox.runtime.boot_failure import BootFailure
+from microsandbox.runtime.launch import supervise
 from microsandbox.runtime.plan import LaunchPlan, Parcel
+from microsandbox.runtime.program import Started
 from microsandbox.runtime.spawn import SpawnMode, spawn
 from microsandbox.vmm.jail import Jailed
 
@@ -106,3 +110,13 @@ async def test_the_supervisor_gets_its_descriptors_at_their_numbers(parcel, supe
     finally:
         del os.environ["OUT"]
         os.close(disk)
+
+
+def test_a_relay_socket_that_cannot_be_made_is_recorded_for_the_owner(parcel, tmp_path):
+    (tmp_path / "sock").mkdir()
+    qemu = {"binary": "", "version": "7.2", "firmware": "", "files": []}
+    values = {**to_builtins(parcel.plan, builtin_types=(bytes,)), "qemu": qemu}
+    assert supervise(values, Started(None, ()), None, []) == 1
+    failure = BootFailure.load(parcel.plan.logs / "boot-error.json")
+    assert failure.message == f"bind {tmp_path / 'sock'}: Is a directory (os error 21)"
+    assert (failure.stage, failure.errno) == ("network", 21)
