@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -155,10 +156,15 @@ async def test_a_disk_that_another_has_is_named(name, upper):
 
 async def test_a_disk_that_cannot_be_opened_is_named(name, upper):
     upper.unlink()
-    upper.mkdir()
-    error = await start_fails(name)
-    assert error.message == f"open disk image lock {upper}: Is a directory (os error 21)"
-    assert (error.stage, error.errno) == ("mount", errno.EISDIR)
+    shutil.copy(shutil.which("sleep"), upper)
+    program = subprocess.Popen([upper, "1000"])  # which nobody may write to, whoever asks
+    try:
+        error = await start_fails(name)
+    finally:
+        program.kill()
+        program.wait()
+    assert error.message == f"open disk image lock {upper}: Text file busy (os error 26)"
+    assert (error.stage, error.errno) == ("mount", errno.ETXTBSY)
 
 
 async def test_a_machine_that_is_killed_while_it_boots_is_told_at_once(busybox, name, session_home):
