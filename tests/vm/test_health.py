@@ -32,18 +32,6 @@ async def test_an_agent_that_hangs_is_an_error_for_all_who_wait(busybox, name, s
     await Sandbox.remove(name)
 
 
-async def test_a_guest_whose_agent_gets_no_processor_any_more_hangs(busybox, name, session_home):
-    sandbox = await Sandbox.create(name, image=busybox, cpus=1)
-    spin = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; exec chrt -f 99 sh -c 'while :; do :; done'"
-    started = time.monotonic()
-    with pytest.raises(AgentUnresponsiveError):
-        await sandbox.shell(spin)
-    assert 9 < time.monotonic() - started < 30, "the host's own load may make it longer"
-    await asyncio.wait_for(sandbox.wait_until_stopped(), 5)
-    assert run_of(session_home, name)[1] == "AgentUnresponsive"
-    await Sandbox.remove(name)
-
-
 async def test_a_silent_command_keeps_its_agent_in_good_health(busybox, name):
     async with await Sandbox.create(name, image=busybox) as sandbox:
         assert (await sandbox.exec("sleep", ["12"])).success
