@@ -1,6 +1,6 @@
 # Targets explain themselves: `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint fuzz bench bench-scale clean
+.PHONY: help setup demo test test-fast lint fuzz soak bench bench-scale clean
 
 PYTHON := .venv/bin/python
 DEMO_IMAGE := build/demo.tar
@@ -35,9 +35,13 @@ fuzz: ## Fuzz the guest agent's parsers, a minute each
 	@scripts/setup.sh --dev
 	@MSB_FUZZ_SECONDS=60 $(PYTHON) -m pytest tests/fuzz
 
+soak: ## Work, and kill what works, at random: 10 minutes (SOAK="--minutes 30 --seed 7")
+	@scripts/setup.sh --dev
+	@$(PYTHON) -m tests.soak $(SOAK)
+
 bench: setup $(DEMO_IMAGE) ## Print the figures of docs/performance.md
 	@scripts/setup.sh --dev
-	@$(PYTHON) -m benchmarks basics start pool podman exec idle
+	@$(PYTHON) -m benchmarks basics start pool podman exec idle runtime
 
 bench-scale: setup ## Measure 100 sandboxes at once, as many as fit, and creates per second: minutes
 	@scripts/setup.sh --dev

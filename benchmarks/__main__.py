@@ -14,6 +14,7 @@ SUBJECTS = {
     "podman": "msb run against podman run",
     "exec": "exec in a running sandbox against podman exec",
     "idle": "memory and CPU of a sandbox that does nothing",
+    "runtime": "stop, following logs, a flood of output, metrics of 50 sandboxes (minutes)",
     "many": "100 sandboxes at once (minutes)",
     "rate": "creates per second for a minute, and what they leave behind",
 }

@@ -6,8 +6,9 @@ Builders of templates may outlive the sandbox that started them: they are waited
 import fcntl
 import os
 import select
+import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from microsandbox.metrics.registry import Registry
@@ -86,7 +87,11 @@ def _has_open(process, home):
 
 
 def _open(process):
-    return [os.readlink(entry) for entry in (process / "fd").iterdir()]
+    paths = []
+    for entry in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            paths.append(os.readlink(entry))
+    return paths
 
 
 def machine_of(supervisor):
@@ -105,6 +110,9 @@ def leftovers(home):
     wait_for_builders(home)
     rows = Context.current().sandboxes.list()  # looking also settles what crashed
     found = [f"row {row.name} is {row.status}" for row in rows if not row.status.terminal]
+    found += [f"run {run} of an ended sandbox is Running" for run in _lying_runs(home)]
+    names = {row.name for row in rows}
+    found += [f"directory {path}" for path in home.glob("sandboxes/*") if path.name not in names]
     found += [f"supervisor {pid}" for pid in supervisors(home)]
     found += [f"socket {path}" for path in home.glob("run/agent/*.sock")]
     found += [f"temporary {path}" for path in home.rglob(f"{PARTIAL_PREFIX}*")]
@@ -116,6 +124,14 @@ def leftovers(home):
             except BlockingIOError:
                 found.append(f"lock {path}")
     return found
+
+
+def _lying_runs(home):
+    """Ids of runs that are said to go on, of sandboxes that have ended or are gone."""
+    living = "SELECT id FROM sandbox WHERE status NOT IN ('Stopped', 'Crashed')"
+    with closing(sqlite3.connect(home / "db" / "msb.db", timeout=30)) as connection:
+        query = f"SELECT id FROM run WHERE status = 'Running' AND sandbox_id NOT IN ({living})"
+        return [run for (run,) in connection.execute(query)]
 
 
 #: Reserved, active.

@@ -13,6 +13,8 @@ from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
 from tests import audit
 from tests.images import busybox_archive
 
+# Homes and their config.json must not be writable by a group, which other umasks would have them be.
+os.umask(0o022)
 # A shell that starts us in the background has us ignore Ctrl-C, and the commands under test with us.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -6,10 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+from microsandbox import environment
+
 
 def main() -> int:
     """Run ``msb`` with this process's arguments: the program in ``MSB_PATH``, else this package's."""
-    path = os.environ.get("MSB_PATH")
+    path = environment.value(environment.MSB_PATH)
     if path is None:
         from microsandbox.cli import main as run
 

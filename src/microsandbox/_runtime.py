@@ -7,7 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from microsandbox.errors import KernelError, MicrosandboxError, PrerequisiteError
+from microsandbox import environment
+from microsandbox.errors import InvalidConfigError, KernelError, MicrosandboxError, PrerequisiteError
 
 _registered: str | None = None
 
@@ -25,17 +26,24 @@ def set_runtime_msb_path(path: str) -> None:
 
 
 def resolved_msb_path() -> str:
-    """The ``msb`` to run: ``MSB_PATH``, the registered one, the installed one, ``<home>/bin/msb``, ``PATH``.
+    """The ``msb`` to run: ``MSB_PATH``, the registered one, ``paths.msb`` of config.json, the installed one,
+    ``<home>/bin/msb``, ``PATH``.
 
-    The first two are returned without a look at them. Raises MicrosandboxError when there is none.
+    The first two are returned without a look at them. Raises MicrosandboxError when there is none,
+    InvalidConfigError when ``paths.msb`` is no file.
     """
     import shutil
 
     from microsandbox.store.home import Home
 
-    if path := os.environ.get("MSB_PATH") or _registered:
+    if path := environment.value(environment.MSB_PATH) or _registered:
         return path
-    candidates = (msb_path(), Path(sys.executable).parent / "msb", Home.open().root / "bin" / "msb")
+    home = Home.open()
+    if configured := home.config.paths.msb:
+        if not configured.is_file():
+            raise InvalidConfigError(f"paths.msb in config.json is {configured}, which is not a file")
+        return str(configured)
+    candidates = (msb_path(), Path(sys.executable).parent / "msb", home.root / "bin" / "msb")
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from microsandbox import tools
+from microsandbox import environment, tools
 from microsandbox.errors import MicrosandboxError, PrerequisiteError
 from microsandbox.sandbox.templates import templates_wanted
 from microsandbox.store.home import SOCKET_PATH_LIMIT, Home
@@ -162,7 +162,7 @@ def check_catalogue(home: Home) -> Check:
 
     if not home.database.exists():
         return Check("catalogue", Status.OK, f"{home.database}: made when it is first needed")
-    database = Database(home.database, busy_timeout=home.config.busy_timeout_secs)
+    database = Database(home.database, home.config.database)
     try:
         with database.read() as connection:
             verdict: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -292,7 +292,7 @@ def _kernel(home: Home) -> tuple[GuestKernel | None, Check]:
 
 
 def _kernel_sources() -> Iterator[str]:
-    if configured := os.environ.get("MSB_KERNEL"):
+    if configured := environment.value(environment.KERNEL):
         yield configured
         return
     if tools.find(tools.APT_GET) is not None and tools.find(tools.DPKG_DEB) is not None:
@@ -357,7 +357,7 @@ def _forbids(setting: Path, wanted: str) -> bool:
 
 def _enable_kvm() -> str | None:
     device = Path("/dev/kvm")
-    if os.environ.get("MSB_ACCEL") == "tcg":
+    if environment.value(environment.ACCELERATOR) == "tcg":
         return "unset MSB_ACCEL"
     if not device.exists():
         return (

@@ -13,7 +13,8 @@
     ├── PoolTimeoutError             no sandbox of the pool was ready in time
     ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
-    │   └── AgentUnresponsiveError   the agent hangs, and its sandbox was ended for it
+    │   ├── AgentUnresponsiveError   the agent hangs, and its sandbox was ended for it
+    │   └── RuntimeTooOldError       it speaks an earlier generation of the protocol
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
     ├── FilesystemError
@@ -186,6 +187,21 @@ class AgentUnresponsiveError(AgentClientError):
     """The guest's agent did not answer for some ten seconds; its sandbox was ended."""
 
     code = "agent-unresponsive"
+
+
+class RuntimeTooOldError(AgentClientError):
+    """A sandbox that was started by an earlier release lacks what was asked of it: restart it."""
+
+    code = "runtime-too-old"
+
+    def __init__(self, message_type: str, needed: int, spoken: int) -> None:
+        super().__init__(
+            f"the sandbox runtime is too old for '{message_type}' (needs protocol generation {needed}, the "
+            f"sandbox speaks {spoken}); restart the sandbox to update its runtime"
+        )
+        self.message_type = message_type
+        self.needed = needed
+        self.spoken = spoken
 
 
 class ExecTimeoutError(MicrosandboxError):

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -36,31 +37,61 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def real_registry(tmp_path_factory):
-    """The address of a docker-registry on the loopback interface."""
-    directory = tmp_path_factory.mktemp("registry")
+@contextlib.contextmanager
+def serving_registry(directory, more=""):
+    """The address of a docker-registry on the loopback interface, with ``more`` in its configuration."""
     port = free_port()
     (directory / "config.yml").write_text(
         "version: 0.1\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
-        "log: {level: error}\n"
+        f"log: {{level: error}}\n{more}"
     )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             ["docker-registry", "serve", directory / "config.yml"], stdout=log, stderr=log
         )
-    deadline = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1).close()
-            break
-        assert process.poll() is None and time.monotonic() < deadline, (directory / "log").read_text()
-        time.sleep(0.02)
-    yield f"127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    try:
+        deadline = time.monotonic() + 10
+        while not answers(f"http://127.0.0.1:{port}/v2/"):
+            assert process.poll() is None and time.monotonic() < deadline, (directory / "log").read_text()
+            time.sleep(0.02)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url):
+    try:
+        urllib.request.urlopen(url, timeout=1).close()
+    except urllib.error.HTTPError:  # it wants to know who asks
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def real_registry(tmp_path_factory):
+    with serving_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    paths = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1",
+            "-out", paths[0], "-keyout", paths[1],
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return paths
 
 
 @pytest.fixture

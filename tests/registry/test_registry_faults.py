@@ -359,22 +359,6 @@ async def test_redirects_end(registry, store):
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    directory = tmp_path_factory.mktemp("tls")
-    paths = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        [
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1",
-            "-out", paths[0], "-keyout", paths[1],
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return paths
-
-
 async def test_tls_with_its_own_certificates_and_never_down_to_http(certificate, store, registry, tmp_path):
     with ScriptedRegistry(certificate) as secure:
         reference = secure.serve(IMAGE)

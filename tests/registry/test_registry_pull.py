@@ -120,13 +120,13 @@ async def test_what_the_registry_does_not_have(store, real_registry, home):
 PULL = """
 import asyncio, sys
 from pathlib import Path
-from microsandbox.store.config import Config
+from microsandbox.store.config import Config, DatabaseConfig
 from microsandbox.store.database import Database
 from microsandbox.store.home import Home
 from microsandbox.image.store import ImageStore
 
 home = Home(Path(sys.argv[1]), Config())
-store = ImageStore(home, Database(home.database, busy_timeout=30))
+store = ImageStore(home, Database(home.database, DatabaseConfig(busy_timeout_secs=30)))
 sys.stdin.readline()
 print(asyncio.run(store.pull(sys.argv[2])).manifest_digest)
 """

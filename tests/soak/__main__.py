@@ -3,16 +3,21 @@
 import argparse
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import random
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from microsandbox import Image
 from microsandbox.store.home import Home
+from tests import audit
 from tests.images import busybox_archive
 from tests.small_disk import small_disk
 from tests.soak.rounds import Leak, Tally, fault_of, play
@@ -44,9 +49,20 @@ def home_of_its_own():
             try:
                 yield directory
             finally:
+                _end_everything(directory)
                 Home.open().metrics_registry.unlink(missing_ok=True)
     finally:
         directory.rmdir()
+
+
+def _end_everything(home):
+    """What still runs after a failure would keep the home's file system busy."""
+    for pid in {*audit.supervisors(home), *audit.builders(home), *audit.machines(home)}:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 10)
+            os.close(pidfd)
 
 
 async def soak(options, seed, home, image):
@@ -58,8 +74,9 @@ async def soak(options, seed, home, image):
         started = time.monotonic()
         try:
             await play(seed, number, home, image, options.seconds, tally)
-        except Leak as leak:
-            print(f"round {number}, {fault.name}: FAILED: {leak}")
+        except Exception as error:
+            told = error if isinstance(error, Leak) else traceback.format_exc()
+            print(f"round {number}, {fault.name}: FAILED: {told}")
             print(f"again: python -m tests.soak --seed {seed} --round {number} --rounds 1")
             kept = shutil.copytree(home / "sandboxes", tempfile.mkdtemp() + "/sandboxes", ignore=_disks)
             print(f"what was left of its sandboxes: {kept}")
@@ -80,23 +97,23 @@ def _disks(_, names):
     return [name for name in names if name.endswith(".ext4")]
 
 
+def soak_at(home, options, seed):
+    """Everything that is open goes with this process, so that the home can be unmounted."""
+    archive = busybox_archive(home / "busybox.tar")
+    [image] = asyncio.run(Image.load(archive))
+    Templates.of(image).build()
+    sys.exit(asyncio.run(soak(options, seed, home, image)))
+
+
 def main():
     options = arguments()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     with home_of_its_own() as home:
-        archive = busybox_archive(home / "busybox.tar")
-        [image] = asyncio.run(Image.load(archive))
-        Templates.of(image).build()
-        asyncio.run(_settle())
-        return asyncio.run(soak(options, seed, home, image))
-
-
-async def _settle():
-    """What is opened once and kept is open before the first round is counted."""
-    from microsandbox import Sandbox
-
-    await Sandbox.list()
+        soaking = multiprocessing.get_context("fork").Process(target=soak_at, args=(home, options, seed))
+        soaking.start()
+        soaking.join()
+        return soaking.exitcode
 
 
 if __name__ == "__main__":

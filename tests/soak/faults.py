@@ -14,7 +14,8 @@ from pathlib import Path
 
 from microsandbox import Sandbox
 from microsandbox.errors import MicrosandboxError
-from microsandbox.store.files import PARTIAL_PREFIX
+from microsandbox.store.home import Home
+from microsandbox.template.store import TemplateStore
 from tests import audit
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
@@ -102,9 +103,9 @@ async def agent_killed(scene):
 
 async def builder_killed(scene):
     """Templates are gone, so they are built anew, and the builder dies."""
-    for template in (scene.home / "templates").glob("[!.]*"):
-        with suppress(OSError):
-            template.rename(template.with_name(f"{PARTIAL_PREFIX}{template.name}"))
+    store = TemplateStore(Home.open())
+    for key in store.ids():
+        store.discard(key)
     await asyncio.sleep(scene.rng.random() * 3)
     for pid in audit.builders(scene.home):
         _send(pid, signal.SIGKILL)
@@ -113,15 +114,16 @@ async def builder_killed(scene):
 async def disk_full(scene):
     """The home's file system is full for some seconds."""
     ballast = scene.home / "ballast"
-    with ballast.open("wb") as file:
-        free = os.statvfs(scene.home)
-        with suppress(OSError):
+    try:
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            free = os.statvfs(scene.home)
             os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
             file.seek(0, os.SEEK_END)
             while file.write(bytes(4096)):
-                file.flush()
-    await asyncio.sleep(scene.rng.random() * 3)
-    ballast.unlink()
+                pass
+        await asyncio.sleep(scene.rng.random() * 3)
+    finally:
+        ballast.unlink()
 
 
 async def descriptors_exhausted(scene):

@@ -52,7 +52,7 @@ class Lane:
                     not isinstance(error, MicrosandboxError) and error.errno not in HOST_ERRORS
                 ):
                     raise
-                self.errors[f"{operation.__name__}: {type(error).__name__}"] += 1
+                self.errors[f"{operation.__name__}: {_kind(error)}"] += 1
                 await self.give_up()
 
     def choose(self):
@@ -84,9 +84,10 @@ class Lane:
     async def create(self):
         self.name, self.written = next(self.names), []
         detached = self.rng.random() < 0.3
-        self.sandbox = await Sandbox.create(
-            self.name, image=self.image, detached=detached, labels={"soak": self.prefix}
-        )
+        self.sandbox = await self._new(detached=detached)
+
+    async def _new(self, **options):
+        return await Sandbox.create(self.name, image=self.image, labels={"soak": self.prefix}, **options)
 
     async def execute(self):
         code = self.rng.randrange(3)
@@ -134,7 +135,7 @@ class Lane:
         self.sandbox = await (await Sandbox.get(self.name)).connect()
 
     async def replace(self):
-        self.sandbox = await Sandbox.create(self.name, image=self.image, replace=True)
+        self.sandbox = await self._new(replace=True)
         self.written.clear()
 
     async def look(self):
@@ -180,6 +181,11 @@ class Lane:
         end = self.rng.choice([self.remove, self.sandbox.detach, self.kill, None])
         if end is not None:
             await end()
+
+
+def _kind(error):
+    """The class says it all, but for errors that have none of their own."""
+    return str(error) if type(error) is MicrosandboxError else type(error).__name__
 
 
 async def borrow(rng, image, prefix, tolerant):

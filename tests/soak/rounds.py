@@ -16,6 +16,7 @@ from microsandbox.errors import SandboxNotFoundError
 from tests import audit
 from tests.soak.faults import FAKETIME, FAULTS, Fault, Scene
 from tests.soak.owner import PATIENCE
+from tests.templates import Templates
 
 OWNERS = 3
 
@@ -58,7 +59,7 @@ async def play(seed, number, home, image, seconds, tally):
             owner.kill()
             owner.communicate()
     await _end_the_rest(scene)
-    await asyncio.to_thread(_audit, home, before)
+    await asyncio.to_thread(_audit, home, before, image)
     tally.rounds[fault.name] += 1
 
 
@@ -129,8 +130,7 @@ async def _end_the_rest(scene):
 def _belongings(home):
     """What must be the same after a round as before it."""
     return {
-        "descriptors": audit.open_descriptors(),
-        "shared memory": sorted(os.listdir("/dev/shm")),
+        "descriptors": _descriptors(home),
         "sandbox directories": sorted(path.name for path in (home / "sandboxes").iterdir()),
         "mounts": len(open("/proc/self/mountinfo").readlines()),
         "network devices": sorted(os.listdir("/sys/class/net")),
@@ -138,8 +138,19 @@ def _belongings(home):
     }
 
 
-def _audit(home, before):
+def _descriptors(home):
+    """What is open here, but for the catalogue: each thread that has asked it keeps a connection."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(path for path in found if not path.startswith(f"{home}/db/"))
+
+
+def _audit(home, before, image):
     try:
+        audit.wait_for_builders(home)
+        Templates.of(image).build()  # what killed builders left goes with the next build of that shape
         audit.wait_clean(home, within=20)
     except AssertionError as error:
         raise Leak(str(error)) from None

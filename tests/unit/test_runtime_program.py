@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from microsandbox import _runtime
-from microsandbox.errors import MicrosandboxError
+from microsandbox.errors import InvalidConfigError, MicrosandboxError
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,13 @@ def test_the_first_msb_of_the_ladder_counts(tmp_path, monkeypatch):
     for place in ("path", "home/bin", "bin", "scripts"):
         path = program(tmp_path / place / "msb")
         assert _runtime.resolved_msb_path() == path
+    (tmp_path / "home" / "config.json").write_text(f'{{"paths": {{"msb": "{tmp_path}/configured/msb"}}}}')
+    with pytest.raises(InvalidConfigError, match="paths.msb in config.json is .*, which is not a file"):
+        _runtime.resolved_msb_path()
+    path = program(tmp_path / "configured" / "msb")
+    assert _runtime.resolved_msb_path() == path
+    monkeypatch.setenv("MSB_PATH", "")
+    assert _runtime.resolved_msb_path() == path
     _runtime.set_runtime_msb_path("/registered/msb")
     _runtime.set_runtime_msb_path("/ignored/msb")
     assert _runtime.resolved_msb_path() == "/registered/msb"

@@ -195,6 +195,15 @@ async def test_idle_timeout_and_maximum_duration(busybox, name, session_home):
     await Sandbox.remove(name)
 
 
+async def test_the_maximum_duration_counts_the_boot(busybox, name, cold):
+    began = time.monotonic()
+    sandbox = await Sandbox.create(name, image=busybox, max_duration=5)
+    boot = time.monotonic() - began
+    await asyncio.wait_for(sandbox.wait_until_stopped(), 20)
+    assert time.monotonic() - began < 5 + 0.75 * boot + 0.2
+    await Sandbox.remove(name)
+
+
 async def test_the_images_configuration_is_applied_and_callers_win(session_home, name, tmp_path):
     from microsandbox import Image
     from tests.images import busybox_archive

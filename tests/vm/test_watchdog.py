@@ -114,6 +114,36 @@ async def test_a_fork_of_the_owner_does_not_keep_the_sandbox(busybox, name, sess
     await Sandbox.remove(name)
 
 
+BYSTANDING_OWNER = """
+import asyncio, subprocess, sys
+from microsandbox import Sandbox
+
+async def main(name, image):
+    sandbox = await Sandbox.create(name, image=image)
+    subprocess.Popen(["cat"], stdout=subprocess.DEVNULL, close_fds=False)
+    print("started", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_program_that_the_owner_has_started_does_not_keep_the_sandbox(busybox, name):
+    read, write = os.pipe()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", BYSTANDING_OWNER, name, busybox], stdin=read, stdout=subprocess.PIPE
+    )
+    os.close(read)
+    try:
+        assert owner.stdout.readline() == b"started\n"
+        owner.kill()
+        owner.communicate()
+        assert (await ended(name)).status == "stopped", "the pipe's end is not inherited"
+    finally:
+        os.close(write)
+    await Sandbox.remove(name)
+
+
 def upper_is_free(name):
     with Home.open().sandbox(name).upper.open("rb") as file:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, TypedDict
 
 from microsandbox.agent.connection import DEFAULT_TIMEOUT, Connection, Session
-from microsandbox.agent.protocol import Flag, Frame, ProtocolError
+from microsandbox.agent.protocol import Flag, Frame, ProtocolError, since
 from microsandbox.errors import AgentClientError
 
 FLAG_TERMINAL = int(Flag.TERMINAL)
@@ -35,6 +35,11 @@ def _frame(id: int, flags: int, body: bytes) -> Frame:
         return Frame.build(id, flags, bytes(body))
     except ProtocolError as error:
         raise AgentClientError(f"protocol: {error}") from error
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not (math.isfinite(timeout) and timeout >= 0):
+        raise ValueError("timeout must be a non-negative finite number")
 
 
 class AgentStream:
@@ -83,13 +88,14 @@ class AgentClient:
     @classmethod
     async def connect_sandbox(cls, name: str, *, timeout: float | None = None) -> AgentClient:
         """Connect to a running sandbox; ``timeout`` in seconds, default 10. Raises AgentClientError."""
+        _check_timeout(timeout)
         from microsandbox.errors import InvalidConfigError
         from microsandbox.store.home import Home, validate_name
 
         try:
             candidates = Home.open().agent_socket_candidates(validate_name(name))
         except InvalidConfigError as error:
-            raise AgentClientError(f"invalid sandbox name: {error.detail}") from error
+            raise AgentClientError(f"invalid sandbox name: {name} ({error.detail})") from error
         for path in candidates:
             if path.exists():
                 return await cls.connect(path, timeout=timeout)
@@ -98,8 +104,7 @@ class AgentClient:
     @classmethod
     async def connect(cls, path: str | Path, *, timeout: float | None = None) -> AgentClient:
         """Connect to a relay socket. Raises AgentClientError, ValueError for a bad timeout."""
-        if timeout is not None and not (math.isfinite(timeout) and timeout >= 0):
-            raise ValueError("timeout must be a non-negative finite number")
+        _check_timeout(timeout)
         limit = DEFAULT_TIMEOUT if timeout is None else timeout
         return cls(await Connection.open(Path(path), timeout=limit))
 
@@ -133,6 +138,26 @@ class AgentClient:
         """The CBOR message of the agent's ``core.ready``."""
         self._connection.check_open(0)
         return self._connection.ready.body
+
+    def negotiated_version(self) -> int:
+        """The generation of the protocol that both sides speak."""
+        self._connection.check_open(0)
+        return self._connection.generation
+
+    def agent_version(self) -> str | None:
+        """The release of the guest's agent, if it says so."""
+        self._connection.check_open(0)
+        return self._connection.agent_version
+
+    def supports(self, message_type: str) -> bool:
+        """Whether the sandbox's runtime knows such a message, ``core.fs.request`` for example."""
+        self._connection.check_open(0)
+        return since(message_type) <= self._connection.generation
+
+    def is_legacy_protocol(self) -> bool:
+        """Whether the sandbox was started by a release before 0.5."""
+        self._connection.check_open(0)
+        return self._connection.legacy
 
     async def close(self) -> None:
         """Idempotent. The commands that were started through this client are killed."""

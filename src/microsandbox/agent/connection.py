@@ -9,6 +9,7 @@ guest's output buffer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from microsandbox.agent.protocol import (
+    GENERATION,
+    MAX_LENGTH,
+    MIN_LENGTH,
     Frame,
     FrameSplitter,
     Message,
@@ -25,9 +29,15 @@ from microsandbox.agent.protocol import (
     decode,
     decode_envelope,
     encode,
+    since,
     text,
 )
-from microsandbox.errors import AgentClientError, AgentUnresponsiveError, SandboxPausedError
+from microsandbox.errors import (
+    AgentClientError,
+    AgentUnresponsiveError,
+    RuntimeTooOldError,
+    SandboxPausedError,
+)
 
 DEFAULT_TIMEOUT = 10.0
 #: Undelivered bytes of one session: above the first the guest is asked to pause it, below the second it
@@ -37,6 +47,9 @@ _WRITE_HIGH = 1 << 20
 _MAX_FLOW_FRAME = 64
 _CLOSED = "client closed"
 _RANGE = struct.Struct(">II")
+_LEGACY_STEP = (2**32 - 1) // 16
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -76,7 +89,8 @@ class Session:
         while (frame := await self.next_frame()) is not None:
             try:
                 message = decode(frame.body)
-            except ProtocolError:
+            except ProtocolError as error:
+                log.debug("a frame of session %d was skipped: %s", self.id, error)
                 continue
             if message.kind is MessageType.ERROR:
                 _raise_refusal(message)
@@ -84,7 +98,11 @@ class Session:
         return None
 
     async def send(self, kind: MessageType, payload: Mapping[str, Any] | None = None) -> None:
-        """Send a follow-up message at once, whatever the guest's queue for this session."""
+        """Send a message at once, whatever the guest's queue for this session.
+
+        Raises RuntimeTooOldError for one that the sandbox's runtime does not know yet, AgentClientError.
+        """
+        self._connection.check_supports(kind)
         await self._connection.send(encode(self.id, kind, payload))
 
     async def send_data(self, kind: MessageType, data: bytes) -> None:
@@ -170,6 +188,11 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._first, self._end, self._next = 1, 2, 1
         self.supports_flow = False
+        #: Of the protocol, as far as both sides know it.
+        self.generation = GENERATION
+        #: Whether the relay is of a release before 0.5, which deals out ids in another way.
+        self.legacy = False
+        self.agent_version: str | None = None
 
     @classmethod
     async def open(cls, path: Path, *, timeout: float | None = DEFAULT_TIMEOUT) -> Connection:
@@ -226,6 +249,11 @@ class Connection(asyncio.Protocol):
             await self._writable.wait()
             self.check_open(frame.id)
 
+    def check_supports(self, name: str) -> None:
+        """Raises RuntimeTooOldError when the other side does not know that type of message."""
+        if since(name) > self.generation:
+            raise RuntimeTooOldError(name, since(name), self.generation)
+
     def send_soon(self, frame: Frame) -> None:
         self.check_open(frame.id)
         self._transport.write(frame.raw)
@@ -275,26 +303,35 @@ class Connection(asyncio.Protocol):
                 self._handshake += data[:missing]
                 data = data[missing:]
                 if len(self._handshake) == _RANGE.size:
-                    self._take_range()
+                    data = self._take_range() + data
             for frame in self._splitter.feed(data):
                 self._dispatch(frame)
         except ProtocolError as error:
-            self._break(f"protocol: {error}")
+            self._break(str(error) if not self._ready.done() else f"protocol: {error}")
 
-    def _take_range(self) -> None:
+    def _take_range(self) -> bytes:
+        """Our ids; and what of the handshake belongs to the frame that follows. Raises ProtocolError."""
         start, end = _RANGE.unpack(self._handshake)
+        # Relays of before 0.5 send an offset only; what seems to be the end is a frame's length then.
+        self.legacy = MIN_LENGTH <= end <= MAX_LENGTH and (start == 0 or start >= end)
+        if self.legacy:
+            start, end = start + 1, min(start + 1 + _LEGACY_STEP, 2**32)
         if end <= start:
             raise ProtocolError(f"invalid relay id range: start={start}, end={end}")
         if end - max(start, 1) < 1:
             raise ProtocolError(f"relay id range contains no usable nonzero ids: {start}..{end}")
         self._first, self._end = max(start, 1), end
         self._next = self._first
+        return bytes(self._handshake[4:]) if self.legacy else b""
 
     def _dispatch(self, frame: Frame) -> None:
         if not self._ready.done():
+            name, _, generation = decode_envelope(frame.body)
+            if name != MessageType.READY:
+                raise ProtocolError(f"expected core.ready frame, got {name[:64]}")
             ready = decode(frame.body)
-            if ready.kind is not MessageType.READY:
-                raise ProtocolError(f"expected core.ready frame, got {ready.kind.value}")
+            self.generation = min(GENERATION, generation)
+            self.agent_version = text(ready.payload, "agent_version", 64)
             features = ready.payload.get("features")
             self.supports_flow = isinstance(features, list) and "flow" in features
             self._ready.set_result(frame)

@@ -96,6 +96,14 @@ _FLAGS = {
     MessageType.TCP_FAILED: Flag.TERMINAL,
 }
 
+_SINCE = {"core.error": 5, "core.flow": 5, "core.machine.": 5, "core.fs.": 2, "core.tcp.": 4}
+
+
+def since(name: str) -> int:
+    """The generation of the protocol that brought a type of message."""
+    return next((generation for prefix, generation in _SINCE.items() if name.startswith(prefix)), 1)
+
+
 #: Requests to the relay: answered with ``core.machine.state`` or ``core.error``, unknown to the agent.
 MACHINE_REQUESTS = frozenset({MessageType.MACHINE_PAUSE, MessageType.MACHINE_RESUME})
 

@@ -93,7 +93,7 @@ def _name_ourselves() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if "MSB_PATH" not in os.environ and os.path.basename(sys.argv[0]) in ("msb", "microsandbox"):  # noqa: PTH119
+    if not os.environ.get("MSB_PATH") and os.path.basename(sys.argv[0]) in ("msb", "microsandbox"):  # noqa: PTH119
         os.environ["MSB_PATH"] = os.path.abspath(sys.argv[0])  # noqa: PTH100
 
 

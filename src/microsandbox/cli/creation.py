@@ -22,7 +22,7 @@ from microsandbox.errors import (
     SandboxNotFoundError,
 )
 from microsandbox.sandbox.sandbox import Sandbox
-from microsandbox.store.home import validate_name
+from microsandbox.store.home import Home, validate_name
 
 if TYPE_CHECKING:
     from microsandbox.sandbox.pull_session import PullProgress
@@ -167,5 +167,7 @@ def _scripts(invocation: Invocation) -> dict[str, str]:
     for item in items:
         if item.name in scripts:
             raise UsageError(f"script name '{item.name}' specified more than once", invocation.path)
-        scripts[item.name] = script_text(item, invocation["shell"])
+        scripts[item.name] = script_text(
+            item, invocation["shell"] or Home.open().config.sandbox_defaults.shell
+        )
     return scripts

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from microsandbox.cli import output
-from microsandbox.errors import BootError, ExecFailedError, InvalidConfigError, MicrosandboxError
+from microsandbox.errors import (
+    BootError,
+    ExecFailedError,
+    InvalidConfigError,
+    MicrosandboxError,
+    RuntimeTooOldError,
+)
 
 #: What a shell says for a command that is not there, or cannot be run.
 NOT_FOUND, NOT_RUNNABLE, FAILURE, USAGE = 127, 126, 1, 2
@@ -60,6 +66,15 @@ def report(error: BaseException, *, traces: bool = False) -> int:
             return _report_guest_command(error)
         case BootError():
             return _report_boot(error)
+        case RuntimeTooOldError():
+            output.error(
+                "this sandbox's runtime is too old for the requested feature",
+                [
+                    "the sandbox was started by an older microsandbox runtime",
+                    "exec and shell still work",
+                    "restart the sandbox to update its runtime, then retry",
+                ],
+            )
         case MicrosandboxError():
             output.error(str(error))
         case OSError() if error.strerror:

@@ -22,7 +22,7 @@ from microsandbox.cli.model import Invocation
 from microsandbox.errors import LogRotatedError
 from microsandbox.logs.cursor import Position
 from microsandbox.logs.lines import without_ansi
-from microsandbox.logs.reader import snapshot
+from microsandbox.logs.snapshot import snapshot
 from microsandbox.logs.sources import select
 from microsandbox.store.home import Home, SandboxPaths, validate_name
 from microsandbox.types import LogEntry

@@ -14,6 +14,7 @@ from microsandbox.image.blobs import BlobStore
 from microsandbox.image.catalog import ImageCatalog, ManifestRow
 from microsandbox.image.progress import Reporter
 from microsandbox.image.reference import Reference
+from microsandbox.store.config import AuthEntry
 
 
 class PullRequest(Struct, frozen=True):
@@ -23,8 +24,10 @@ class PullRequest(Struct, frozen=True):
     policy: str = "if-missing"
     force: bool = False
     insecure: bool = False
+    #: PEM files to trust besides the usual ones: of this registry, and of all of them.
     ca_certs: Path | None = None
-    credentials: bool = False
+    common_ca_certs: Path | None = None
+    auth: AuthEntry | None = None
 
 
 class CachedImages(Struct, frozen=True):

@@ -29,7 +29,7 @@ from microsandbox.image.publish import Publication, publish
 from microsandbox.image.reference import Reference
 from microsandbox.image.tasks import StopSignal, in_thread
 from microsandbox.store.database import Database
-from microsandbox.store.files import partial_path, remove_tree, write_atomically
+from microsandbox.store.files import make_private, partial_path, remove_tree, write_atomically
 
 
 class Loader(Struct, frozen=True):
@@ -52,7 +52,7 @@ class Loader(Struct, frozen=True):
                 owner.callback(remove_tree, staging)
                 for number, (image, references) in enumerate(zip(images, named, strict=True)):
                     place = staging / str(number)
-                    place.mkdir(mode=0o700, parents=True)
+                    make_private(place)
                     publications.append(await self._prepare(image, references, place, reporter))
                 publish(self.blobs, self.catalog, self.database, publications)
         except OSError as error:

@@ -27,7 +27,7 @@ def image_store() -> ImageStore:
 @functools.lru_cache(maxsize=16)
 def _open(base: Path) -> ImageStore:
     home = Home.open()
-    return ImageStore(home, Database(home.database, busy_timeout=home.config.busy_timeout_secs))
+    return ImageStore(home, Database(home.database, home.config.database))
 
 
 class Image:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 
 from msgspec import Struct
 
-from microsandbox.errors import ImageError, ImagePullFailedError, NotSupportedYetError
+from microsandbox.errors import ImageError, ImagePullFailedError
 from microsandbox.image.blobs import BlobStore
 from microsandbox.image.cached import CachedImages, PullRequest, report_resolved
 from microsandbox.image.catalog import ImageCatalog, ManifestRow, NewImage, StoredLayer
+from microsandbox.image.credentials import credentials_of
 from microsandbox.image.digests import digest_of
 from microsandbox.image.documents import (
     Descriptor,
@@ -88,10 +89,13 @@ class Puller(Struct, frozen=True):
 
     async def _pull(self, request: PullRequest, reporter: Reporter) -> ManifestRow:
         reference = request.reference
-        if request.credentials:
-            raise NotSupportedYetError(f"registry credentials (registries.hosts.{reference.registry}.auth)")
         async with Registry(
-            reference.registry, insecure=request.insecure, ca_certs=request.ca_certs, retry=self.retry
+            reference.registry,
+            insecure=request.insecure,
+            ca_certs=request.ca_certs,
+            common_ca_certs=request.common_ca_certs,
+            credentials=credentials_of(reference.registry, request.auth),
+            retry=self.retry,
         ) as registry:
             resolved = await _resolve(registry, reference)
             sizes = [layer.size for layer in resolved.manifest.layers]

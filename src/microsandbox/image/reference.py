@@ -91,6 +91,13 @@ def split_reference(text: str) -> Reference:
     return Reference(text, registry, path, tag or DEFAULT_TAG, None)
 
 
+def registry_host(name: str) -> str | None:
+    """The name of a registry as references have it: in lower case, one for Docker Hub. None for no host."""
+    if len(name) > _MAX_NAME or not _HOST.fullmatch(name):
+        return None
+    return DEFAULT_REGISTRY if name.lower() in _HUB else name.lower()
+
+
 def _split_registry(name: str) -> tuple[str, str]:
     """The first component is a host when it has a dot or a colon or is ``localhost``."""
     first, slash, rest = name.partition("/")

@@ -14,7 +14,7 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from msgspec import Struct
 
 from microsandbox.errors import ImageError, ImagePullFailedError
+from microsandbox.image.credentials import Credentials
 from microsandbox.image.documents import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from microsandbox.image.limits import MAX_MANIFEST_BYTES
 from microsandbox.image.reference import DEFAULT_REGISTRY
@@ -32,6 +33,7 @@ from microsandbox.image.registry_auth import (
     Token,
     parse_challenge,
     parse_token,
+    wants_basic,
 )
 from microsandbox.version import DISTRIBUTION_VERSION
 
@@ -100,6 +102,8 @@ class Registry:
         *,
         insecure: bool = False,
         ca_certs: Path | None = None,
+        common_ca_certs: Path | None = None,
+        credentials: Credentials | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         self.host = host
@@ -107,6 +111,10 @@ class Registry:
         self._authority = _HUB_ENDPOINT if host == DEFAULT_REGISTRY else host
         self._loopback = is_loopback(host)
         self._ca_certs = ca_certs
+        self._common_ca_certs = common_ca_certs
+        self._credentials = credentials
+        #: Whether the registry wants them with each request, and no token.
+        self._basic = False
         self._base: str | None = f"http://{self._authority}" if insecure else None
         self._tokens: dict[str, Token] = {}
         self._client: httpx.AsyncClient | None = None
@@ -125,7 +133,10 @@ class Registry:
         import httpx
 
         return httpx.AsyncClient(
-            verify=_tls_context(self._ca_certs, verify=not self._loopback or self._ca_certs is not None),
+            verify=_tls_context(
+                filter(None, (self._ca_certs, self._common_ca_certs)),
+                verify=not self._loopback or self._ca_certs is not None,
+            ),
             timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS, pool=None),
             follow_redirects=False,
             trust_env=not self._loopback,
@@ -186,10 +197,9 @@ class Registry:
         renewed, redirects = False, 0
         while True:
             at_registry = _origin(url) == _origin(base)
-            token = self._tokens.get(repository) if at_registry else None
             sent = {**headers, "Accept-Encoding": "identity"}
-            if token is not None and token.valid:
-                sent["Authorization"] = f"Bearer {token.text}"
+            if at_registry:
+                sent |= self._authorization(repository)
             response = await self._send(url, sent)
             try:
                 if response.status_code in _REDIRECTS:
@@ -206,6 +216,14 @@ class Registry:
                     return
             finally:
                 await response.aclose()
+
+    def _authorization(self, repository: str) -> dict[str, str]:
+        token = self._tokens.get(repository)
+        if token is not None and token.valid:
+            return {"Authorization": f"Bearer {token.text}"}
+        if self._basic and self._credentials is not None:
+            return {"Authorization": self._credentials.basic}
+        return {}
 
     async def _send(
         self, url: str, headers: Mapping[str, str], *, seconds: float | None = None
@@ -245,11 +263,18 @@ class Registry:
         return str(target)
 
     async def _authorize(self, repository: str, base: str, response: httpx.Response) -> None:
-        """Get a token for an anonymous pull, as the 401 asks."""
+        """Get what the 401 asks for: a token for who we are or for anybody, or our name each time."""
         self._tokens.pop(repository, None)
+        wanted = response.headers.get("WWW-Authenticate")
+        self._basic = self._credentials is not None and wants_basic(wanted)
+        if self._basic:
+            return
+        headers = {"Accept": "application/json"}
+        if self._credentials is not None:
+            headers["Authorization"] = self._credentials.basic
         try:
-            challenge = parse_challenge(response.headers.get("WWW-Authenticate"), base)
-            answer = await self._send(challenge.token_url(repository), {"Accept": "application/json"})
+            challenge = parse_challenge(wanted, base)
+            answer = await self._send(challenge.token_url(repository), headers)
             try:
                 if answer.status_code != 200:
                     raise await self._refusal(repository, "token", answer)
@@ -298,7 +323,7 @@ def _load_ca_certs(context: ssl.SSLContext, path: Path) -> None:
         raise ImageError(f"invalid PEM certificate: {path}: {error}") from error
 
 
-def _tls_context(ca_certs: Path | None, *, verify: bool) -> ssl.SSLContext:
+def _tls_context(ca_certs: Iterable[Path], *, verify: bool) -> ssl.SSLContext:
     """Trust in the host's certificates, httpx's and the given ones.
 
     ``verify=False`` is for loopback registries: nobody is between, as docker has it.
@@ -311,8 +336,8 @@ def _tls_context(ca_certs: Path | None, *, verify: bool) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
         return context
     context.load_verify_locations(cafile=certifi.where())
-    if ca_certs is not None:
-        _load_ca_certs(context, ca_certs)
+    for path in ca_certs:
+        _load_ca_certs(context, path)
     return context
 
 

@@ -1,8 +1,4 @@
-"""The challenge of a registry that wants a token, and tokens for nobody in particular.
-
-Credentials are not known here yet: a registry that gives anonymous pulls a token is served, one that asks
-for a name and password is not.
-"""
+"""The challenge of a registry that wants to know who asks, and the tokens that its token service gives."""
 
 from __future__ import annotations
 
@@ -56,10 +52,15 @@ class Token(Struct, frozen=True):
         return "Token(…)"
 
 
+def wants_basic(header: str | None) -> bool:
+    """Whether the challenge is for name and password with each request."""
+    return (header or "").strip().partition(" ")[0].lower() == "basic"
+
+
 def parse_challenge(header: str | None, registry_url: str) -> Challenge:
-    """The challenge. Raises AuthError for one that an anonymous pull cannot answer."""
+    """The challenge. Raises AuthError for one that a token cannot answer."""
     scheme, _, rest = (header or "").strip().partition(" ")
-    if scheme.lower() == "basic":
+    if wants_basic(header):
         raise AuthError("it wants a user name and password")
     if scheme.lower() != "bearer":
         raise AuthError("it refuses anonymous access and names no way to get it")

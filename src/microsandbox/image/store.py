@@ -94,14 +94,16 @@ class ImageStore:
         if str(policy) not in _POLICIES:
             raise ValueError(f"invalid pull policy {str(policy)!r} (expected {', '.join(_POLICIES)})")
         parsed = parse_reference(reference)
-        configured = self._home.config.registries.get(parsed.registry)
+        registries = self._home.config.registries
+        configured = registries.host(parsed.registry)
         request = PullRequest(
             parsed,
             policy=str(policy),
             force=force,
-            insecure=insecure or (configured is not None and configured.insecure),
-            ca_certs=ca_certs or (configured.ca_certs if configured else None),
-            credentials=configured is not None and configured.credentials,
+            insecure=insecure or configured.insecure or registries.insecure,
+            ca_certs=ca_certs or configured.ca_certs,
+            common_ca_certs=registries.ca_certs,
+            auth=configured.auth,
         )
         reporter = Reporter(progress)
         row = CachedImages(self._blobs, self._catalog).answer(request, reporter)

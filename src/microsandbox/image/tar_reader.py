@@ -168,7 +168,7 @@ def _pax_records(content: bytes, pairs: list[bytes]) -> dict[bytes, bytes]:
         space = content.find(b" ", position, position + 12)
         length = content[position:space] if space > 0 else b""
         end = position + int(length) if length.isdigit() else 0
-        if not space < end <= len(content) or content[end - 1] != 0x0A:
+        if not position < space < end <= len(content) or content[end - 1] != 0x0A:
             if not content[position:].strip(b"\0"):
                 break  # padding that some writers count as content
             raise TarError(f"bad extended tar header: {quoted(content[position : position + 40])}")

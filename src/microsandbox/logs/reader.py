@@ -1,11 +1,11 @@
-"""Entries of a log directory, in the order they are read: a bounded step at a time, or all of them sorted."""
+"""Entries of a log directory, in the order they are read, a bounded step at a time."""
 
 from __future__ import annotations
 
 import heapq
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -89,63 +89,6 @@ class LogReader:
         for chain in self._chains:
             chain.close()
         self._close_directory()
-
-
-class Snapshot(Struct, frozen=True):
-    """Entries in the order of time, and where they end."""
-
-    entries: list[LogEntry]
-    end: list[Position]
-
-
-def snapshot(
-    directory: Path,
-    sources: frozenset[str],
-    *,
-    tail: int | None = None,
-    since_ms: float | None = None,
-    until_ms: float | None = None,
-    matches: Callable[[bytes], object] | None = None,
-) -> Snapshot:
-    """What is there now, from ``since_ms`` on, before ``until_ms``, that ``matches``; the last ``tail``.
-
-    Raises LogRotatedError when files are rotated away faster than they can be read.
-    """
-    reader = LogReader(directory, sources)
-    try:
-        reader.finish()
-        found: list[Found] = []
-        while (batch := reader.step()) is not None:
-            found += batch
-        end = reader.positions
-    finally:
-        reader.close()
-    order = sorted(range(len(found)), key=lambda index: (found[index].record.timestamp_ms, found[index].file))
-    wanted = [
-        place
-        for place, index in enumerate(order)
-        if (since_ms is None or found[index].record.timestamp_ms >= since_ms)
-        and (until_ms is None or found[index].record.timestamp_ms < until_ms)
-        and (matches is None or matches(found[index].record.data))
-    ]
-    if tail is not None:
-        wanted = wanted[max(len(wanted) - tail, 0) :]
-    return Snapshot(_entries(found, order, set(wanted), len(end)), end)
-
-
-def _entries(found: list[Found], order: list[int], wanted: set[int], files: int) -> list[LogEntry]:
-    """The wanted entries, with the cursor that each has in that order."""
-    positions, read = [BEGINNING] * files, [-1] * files
-    entries = []
-    for place, index in enumerate(order):
-        item = found[index]
-        if (
-            index > read[item.file]
-        ):  # else the clock was set back: what came later in the file was had already
-            read[item.file], positions[item.file] = index, item.after
-        if place in wanted:
-            entries.append(entry(item.record, positions))
-    return entries
 
 
 def entry(record: Record, positions: Sequence[Position]) -> LogEntry:

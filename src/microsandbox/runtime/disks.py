@@ -30,7 +30,7 @@ def make_upper(home: Home, target: Path, size_mib: int) -> None:
     try:
         copy_sparse(template, target)
     except OSError as error:
-        raise IoError(f"writable layer {target}: {error.strerror} (os error {error.errno})") from error
+        raise _not_written(target, error) from error
 
 
 def copy_upper(source: Path, target: Path) -> None:
@@ -40,7 +40,12 @@ def copy_upper(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise IoError(f"writable layer {target}: {error.strerror} (os error {error.errno})") from error
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: OSError) -> IoError:
+    path = os.path.realpath(target)  # its directory may be known by a descriptor
+    return IoError(f"writable layer {path}: {error.strerror} (os error {error.errno})")
 
 
 def _format(template: Path, size_mib: int, lock: FileLock) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
 
@@ -20,6 +20,9 @@ from microsandbox.store.files import make_private
 from microsandbox.vmm.architecture import host_architecture
 from microsandbox.vmm.machine import BootKernel, Disk, Machine, RamFile
 from microsandbox.vmm.qemu import Ends, VirtualMachine, jailed_qemu, launch
+
+if TYPE_CHECKING:
+    from microsandbox.store.sandboxes import SandboxCatalog
 
 _ENDS = Ends(descriptors.AGENT_FD, descriptors.CONSOLE_FD, descriptors.QMP_FD, descriptors.ERRORS_FD)
 
@@ -76,20 +79,31 @@ def supervise(
     values: dict[str, Any], started: Started, watchdog: int | None, marks: list[tuple[str, int]]
 ) -> int:
     """Supervise until the sandbox has ended, and return the exit status of this process."""
+    from microsandbox.store.database import Database
+    from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+
     plan = convert({**values, "trace": (*values["trace"], *marks)}, LaunchPlan, builtin_types=(bytes,))
+    catalog = SandboxCatalog(Database(Path(plan.database), plan.database_config))
     path = Path(plan.agent_socket)
+    listeners: list[socket.socket] = []
     try:
-        listener = _listen(path)
-        bound = path.stat()
+        # Nothing of the name's is touched before: it may be another sandbox's by now.
+        if not catalog.take_over(plan.run_id, lambda: listeners.append(_listen(path))):
+            _release_metrics(plan)
+            return 1
     except OSError as error:
         # Nobody knows of this process yet: its owner finds the record when there is no startup line.
-        failure = BootFailure(f"bind {path}: {error.strerror} (os error {error.errno})")
-        failure.save(make_private(plan.logs) / "boot-error.json")
+        make_private(plan.logs)
+        BootFailure(f"bind {path}: {error.strerror} (os error {error.errno})").save(plan.boot_error)
         return 1
+    bound = path.stat()
     try:
         _announce()
-        return _supervise(plan, started, listener, watchdog)
+        return _supervise(plan, started, catalog, listeners[0], watchdog)
     except BrokenPipeError:  # the owner has died already, and nobody reads the line
+        catalog.end_run(
+            plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.SIGNAL, detail="the owner is gone"
+        )
         return 1
     finally:
         with suppress(FileNotFoundError):
@@ -126,7 +140,13 @@ def _announce() -> None:
     os.close(null)
 
 
-def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watchdog: int | None) -> int:
+def _supervise(
+    plan: LaunchPlan,
+    started: Started,
+    catalog: SandboxCatalog,
+    listener: socket.socket,
+    watchdog: int | None,
+) -> int:
     import asyncio
     import logging
     import signal
@@ -144,7 +164,7 @@ def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watc
         force=True,
     )
     if started.process is None:
-        record_launch_failure(plan, VmmError(started.problem))
+        record_launch_failure(plan, catalog, VmmError(started.problem))
         return 1
     errors, qmp, console, agent = (socket.socket(fileno=fd) for fd in started.sockets)
     machine = VirtualMachine(started.process, agent=agent, console=console, qmp=qmp, errors=errors)
@@ -153,6 +173,6 @@ def _supervise(plan: LaunchPlan, started: Started, listener: socket.socket, watc
     gc.enable()
 
     async def run() -> int:
-        return await Supervisor(plan, machine, listener, watchdog).run()
+        return await Supervisor(plan, machine, catalog, listener, watchdog).run()
 
     return asyncio.run(run())

@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
+from microsandbox.store.config import DatabaseConfig
 from microsandbox.vmm.jail import Jailed
 from microsandbox.vmm.jail_kind import JailKind
 from microsandbox.vmm.machine import Accelerator, QemuInstallation
@@ -85,6 +86,8 @@ class LaunchPlan(Struct, frozen=True):
     told: bool = False
     builder: BuilderPlan | None = None
     metrics: MetricsPlan | None = None
+    #: Seconds that the catalogue may be locked by others.
+    busy_timeout: float = 5.0
     #: What happened before, and when (CLOCK_MONOTONIC, nanoseconds).
     trace: tuple[tuple[str, int], ...] = ()
 
@@ -100,6 +103,15 @@ class LaunchPlan(Struct, frozen=True):
     @property
     def logs(self) -> Path:
         return Path(self.directory) / "logs"
+
+    @property
+    def boot_error(self) -> Path:
+        return self.logs / "boot-error.json"
+
+    @property
+    def database_config(self) -> DatabaseConfig:
+        """A supervisor has one thread, and so one connection."""
+        return DatabaseConfig(max_connections=1, busy_timeout_secs=self.busy_timeout)
 
 
 class Parcel(Struct, frozen=True):

@@ -44,15 +44,26 @@ class ExitStatus(Struct, frozen=True):
 
 
 class _Child:
-    """A child process, reaped as soon as it ends while the loop that started it runs."""
+    """A child process, reaped as soon as it ends while the loop that started it runs.
+
+    One that outlives its loop, because it was let go, is reaped when the next one is started.
+    """
 
     def __init__(self, pid: int) -> None:
+        for other in [child for child in _unreaped if child.is_alone]:
+            other.poll()
+        _unreaped.add(self)
         self.pid = pid
         self.status: ExitStatus | None = None
         self.exited = asyncio.Event()
         self._pidfd = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self.poll)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody is told when it ends."""
+        return self._loop.is_closed()
 
     def poll(self) -> ExitStatus | None:
         """Reap it if it has ended."""
@@ -66,6 +77,7 @@ class _Child:
                 if not self._loop.is_closed():
                     self._loop.remove_reader(self._pidfd)
                 os.close(self._pidfd)
+                _unreaped.discard(self)
                 self.exited.set()
         return self.status
 
@@ -74,6 +86,10 @@ class _Child:
         if self.poll() is not None:
             raise ProcessLookupError(3, "No such process")
         signal.pidfd_send_signal(self._pidfd, number)
+
+
+#: What has not been seen to end; as long as it is here its descriptor is open.
+_unreaped: set[_Child] = set()
 
 
 class _Held(Struct):
@@ -107,6 +123,19 @@ class _Held(Struct):
         if self.reservation is not None:
             self.reservation.release()
             self.reservation = None
+
+
+def _write_detach_byte(watchdog: int) -> None:
+    """Also in a program that has SIGPIPE end it, which Python ignores unless told otherwise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        os.write(watchdog, b"\x01")
+    except BrokenPipeError:
+        if signal.SIGPIPE not in before:
+            signal.sigtimedwait({signal.SIGPIPE}, 0)  # the one that it brought, unless that is ignored
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ProcessHandle:
@@ -165,7 +194,7 @@ class ProcessHandle:
         held.staging = None
         if held.watchdog is not None:
             try:
-                os.write(held.watchdog, b"\x01")
+                _write_detach_byte(held.watchdog)
             except OSError as error:  # the supervisor has ended: there is nothing to detach from
                 log.debug("failed to write parent-watch detach byte: %s", error)
             held.close_watchdog()
@@ -184,6 +213,7 @@ _all: weakref.WeakSet[ProcessHandle] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
+    _unreaped.clear()
     for handle in list(_all):
         handle.forget()
 

@@ -20,7 +20,6 @@ from microsandbox.runtime import standby
 from microsandbox.runtime.descriptors import FIRST_DISK_FD, PLAN_FD, WATCHDOG_FD
 from microsandbox.runtime.plan import Parcel
 from microsandbox.runtime.process import ProcessHandle, Reservation
-from microsandbox.store.files import make_private
 
 #: Seconds a supervisor may take to print its startup line.
 STARTUP_TIMEOUT = 30.0
@@ -51,7 +50,7 @@ async def spawn(
     does not start as it should; it is gone then.
     """
     plan = parcel.plan
-    make_private(plan.logs)
+    plan.logs.mkdir(mode=0o700, exist_ok=True)  # not its parent: a sandbox that is gone stays gone
     with ExitStack() as ours:
         stdout, child_stdout = os.pipe()
         ours.callback(os.close, stdout)

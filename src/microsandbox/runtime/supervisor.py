@@ -39,7 +39,7 @@ from microsandbox.runtime.plan import LaunchPlan
 from microsandbox.runtime.relay import Relay
 from microsandbox.runtime.running_machine import PORT_TO_EXIT, RunningMachine
 from microsandbox.runtime.trace import Trace
-from microsandbox.store.database import Database, DatabaseError
+from microsandbox.store.database import DatabaseError
 from microsandbox.store.files import FileLock
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
@@ -72,7 +72,12 @@ class Supervisor:
     """Runs one sandbox from the start of its machine to its last row."""
 
     def __init__(
-        self, plan: LaunchPlan, machine: VirtualMachine, listener: socket.socket, watchdog: int | None
+        self,
+        plan: LaunchPlan,
+        machine: VirtualMachine,
+        catalog: SandboxCatalog,
+        listener: socket.socket,
+        watchdog: int | None,
     ) -> None:
         self._plan = plan
         self._vm = machine
@@ -80,7 +85,7 @@ class Supervisor:
         self._started_ms = time.time_ns() // 1_000_000
         self._listener = listener
         self._watchdog = watchdog
-        self._catalog = SandboxCatalog(Database(Path(plan.database)))
+        self._catalog = catalog
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
@@ -111,11 +116,9 @@ class Supervisor:
         )
         self._watch_signals()
         self._watch_owner()
-        if self._plan.max_duration is not None:  # it counts from here, whatever becomes of the boot
-            self._start(self._limit_duration(self._plan.max_duration))
+        if plan.max_duration is not None:  # it counts from here, whatever becomes of the boot
+            self._start(self._limit_duration(plan.max_duration))
         try:
-            if not self._catalog.take_over(plan.run_id):
-                raise BootFailure("the sandbox was given up before its runtime started", "config")
             return await self._supervise()
         except BootFailure as failure:
             self._record_failure(failure)
@@ -138,8 +141,10 @@ class Supervisor:
         machine = self._machine
         if ready is None:
             await self._stop(machine, None)
-            why = f"it was ended before its guest was ready: {self._ending.result().reason.value}"
-            BootFailure(why, "other").save(self._plan.logs / "boot-error.json")
+            reason = self._ending.result().reason
+            if reason is not Reason.SIGNAL:  # else whoever sent it knows
+                why = f"it was ended before its guest was ready: {reason}"
+                BootFailure(why, "other").save(self._plan.boot_error)
             return self._record_end(await machine.exited)
         exec_log = ExecLog.open(self._plan.logs)
         exec_log.mark(STARTED)
@@ -369,7 +374,7 @@ class Supervisor:
 
     def _record_failure(self, failure: BootFailure) -> None:
         log.error("boot failed: %s", failure.message)
-        failure.save(self._plan.logs / "boot-error.json")
+        failure.save(self._plan.boot_error)
         self._settle(Reason.INTERNAL_ERROR, exit_code=1, detail=failure.message)
 
     def _record_end(self, status: int) -> int:
@@ -416,11 +421,10 @@ class Supervisor:
             log.exception("the end of the run could not be recorded; its row will be found stale")
 
 
-def record_launch_failure(plan: LaunchPlan, error: MicrosandboxError) -> None:
+def record_launch_failure(plan: LaunchPlan, catalog: SandboxCatalog, error: MicrosandboxError) -> None:
     """Tell the owner, and the catalogue, why there is no machine."""
     log.error("boot failed: %s", error)
-    BootFailure(str(error), "build_vm").save(plan.logs / "boot-error.json")
-    catalog = SandboxCatalog(Database(Path(plan.database)))
+    BootFailure(str(error), "build_vm").save(plan.boot_error)
     catalog.end_run(
         plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)
     )

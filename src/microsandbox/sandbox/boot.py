@@ -12,7 +12,8 @@ import logging
 import os
 import posixpath
 import secrets
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
 #: Seconds that the processors are left to what a new sandbox is made for.
 SPARE_DELAY = 0.25
 
+#: Why a start failed whose run somebody else has ended.
+GIVEN_UP = "it was stopped, replaced or removed by somebody else meanwhile"
+
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +69,21 @@ async def prepare_host(context: Context) -> Host:
     if kernel is None:
         kernel = await asyncio.to_thread(prepare_kernel, context.home)
     return await asyncio.to_thread(examine_host, context.home, kernel)
+
+
+@contextmanager
+def starting(context: Context, row: SandboxRow) -> Iterator[None]:
+    """Record the end of a start that fails, and tell apart one that somebody else has ended."""
+    try:
+        yield
+    except BaseException as error:
+        given_up = context.sandboxes.was_given_up(row)
+        assert row.run_id is not None
+        detail = str(error) if isinstance(error, MicrosandboxError) else None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, detail=detail)
+        if given_up and isinstance(error, Exception):
+            raise BootError(row.name, GIVEN_UP) from error
+        raise
 
 
 async def boot(
@@ -77,7 +96,7 @@ async def boot(
     mode: SpawnMode,
     trace: Trace,
 ) -> tuple[ProcessHandle, Connection]:
-    """Start the sandbox of a Running row. Raises BootError and others; the row is Stopped then."""
+    """Start the sandbox of a Running row, whose end the caller records. Raises BootError and others."""
     paths = context.home.sandbox(row.name)
     handle: ProcessHandle | None = None
     reservation: Reservation | None = None
@@ -92,6 +111,8 @@ async def boot(
                 except (DiskError, InvalidConfigError) as error:
                     raise BootFailure.of(error, stage).as_error(row.name) from error
                 stack.callback(os.close, disks[-1])
+            if not context.sandboxes.is_live(row):  # the disk may be that of who has the name now
+                raise BootError(row.name, GIVEN_UP)
             trace.mark("disks open")
             reservation = reserve_metrics(context, row, config)
             plan = _plan(context, row, config, host, start, trace, reservation)
@@ -107,18 +128,11 @@ async def boot(
         except BaseException:
             connection.close()
             raise
-    except BaseException as error:
-        try:
-            if handle is not None:
-                await abandon(handle)
-            elif reservation is not None:
-                reservation.release()
-        finally:
-            assert row.run_id is not None
-            detail = str(error) if isinstance(error, MicrosandboxError) else None
-            context.sandboxes.end_run(
-                row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, detail=detail
-            )
+    except BaseException:
+        if handle is not None:
+            await abandon(handle)
+        elif reservation is not None:
+            reservation.release()
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
@@ -209,6 +223,7 @@ def _plan(
             reservation.slot.generation,
             config.metrics_interval or 0,
         ),
+        busy_timeout=context.home.config.database.busy_timeout_secs,
         trace=trace.marks,
     )
 

@@ -38,7 +38,7 @@ class Context(Struct, frozen=True, dict=True):
 @functools.lru_cache(maxsize=16)
 def _open(base: Path) -> Context:
     home = Home.open()
-    database = Database(home.database, busy_timeout=home.config.busy_timeout_secs)
+    database = Database(home.database, home.config.database)
 
     def forget(name: str) -> None:
         from microsandbox.metrics.registry import free_dead

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microsandbox.errors import ImageNotFoundError, MicrosandboxError, SandboxAlreadyExistsError
+from microsandbox.errors import (
+    BootError,
+    ImageNotFoundError,
+    MicrosandboxError,
+    SandboxAlreadyExistsError,
+)
 from microsandbox.runtime.disks import copy_upper, make_upper
 from microsandbox.runtime.spawn import SpawnMode
 from microsandbox.runtime.trace import Trace
 from microsandbox.sandbox import lifecycle
-from microsandbox.sandbox.boot import boot, prepare_host
+from microsandbox.sandbox.boot import GIVEN_UP, boot, prepare_host, starting
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
@@ -20,8 +26,8 @@ from microsandbox.sandbox.stored_config import dump_config, load_config, merge_i
 from microsandbox.sandbox.templates import Start, choose_start
 from microsandbox.sandbox.validation import validate
 from microsandbox.store.files import host_errors, make_private
-from microsandbox.store.home import Home
-from microsandbox.store.sandboxes import Reason, SandboxRow, Status
+from microsandbox.store.home import Home, SandboxPaths
+from microsandbox.store.sandboxes import SandboxRow
 
 if TYPE_CHECKING:
     from microsandbox.image.progress import PullEvent
@@ -57,16 +63,18 @@ async def _create(
         _check_free(context, config.name)
     host = asyncio.ensure_future(prepare_host(context))
     try:
-        row, config, image = await _claim(context, config, progress, host, on_pulled)
+        row, config, image, place = await _claim(context, config, progress, host, on_pulled)
     finally:
         host.cancel()
     ready = host.result()
     trace.mark("image and name claimed")
-    start = choose_start(context.home, ready, config, image, fresh=True)
-    start = await _make_files(context, row, config, start)
+    with place:
+        start = choose_start(context.home, ready, config, image, fresh=True)
+        start = await _make_files(context, row, config, place, start)
     trace.mark("files made")
     mode = SpawnMode.DETACHED if options.detached else SpawnMode.ATTACHED
-    handle, connection = await boot(context, row, config, image, ready, start, mode, trace)
+    with starting(context, row):
+        handle, connection = await boot(context, row, config, image, ready, start, mode, trace)
     return Sandbox(context, row, config, connection, handle)
 
 
@@ -79,21 +87,18 @@ async def start(context: Context, name: str, *, detached: bool) -> Sandbox:
 async def _start(context: Context, name: str, *, detached: bool) -> Sandbox:
     trace = Trace()
     trace.mark("start")
-    config = load_config(context.sandboxes.get(name).config)
+    load_config(context.sandboxes.get(name).config)  # one that cannot be started is not claimed
     ready = await prepare_host(context)
     row = context.sandboxes.begin_start(name)
-    try:
+    with starting(context, row):
+        config = load_config(row.config)  # it may have been made anew since
         paths = context.home.sandbox(name)
         if not paths.directory.is_dir() or not paths.upper.is_file():
             raise MicrosandboxError(f"sandbox state missing for '{name}': {paths.directory}")
         image = _stored_image(context, config)
-    except BaseException:
-        assert row.run_id is not None
-        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
-        raise
-    mode = SpawnMode.DETACHED if detached else SpawnMode.ATTACHED
-    how = choose_start(context.home, ready, config, image, fresh=False)
-    handle, connection = await boot(context, row, config, image, ready, how, mode, trace)
+        mode = SpawnMode.DETACHED if detached else SpawnMode.ATTACHED
+        how = choose_start(context.home, ready, config, image, fresh=False)
+        handle, connection = await boot(context, row, config, image, ready, how, mode, trace)
     return Sandbox(context, row, config, connection, handle)
 
 
@@ -108,8 +113,9 @@ async def _claim(
     progress: Progress | None,
     host: Awaitable[Host],
     on_pulled: Callable[[], None],
-) -> tuple[SandboxRow, SandboxConfig, StoredImage]:
+) -> tuple[SandboxRow, SandboxConfig, StoredImage, Place]:
     """The row that makes the name and the image ours, once both image and host are ready."""
+    place = Place(context.home.sandbox(config.name).directory)
     while True:
         image = await context.images.pull(
             config.image.reference, policy=config.pull_policy, progress=progress
@@ -119,11 +125,14 @@ async def _claim(
         await host
         try:
             row = context.sandboxes.create(
-                config.name, dump_config(merged), merged.labels, image.manifest_digest
+                config.name, dump_config(merged), merged.labels, image.manifest_digest, place.make
             )
         except ImageNotFoundError:  # a prune came between: look, and pull, again
             continue
-        return row, merged, image
+        except BaseException:
+            place.unmake()
+            raise
+        return row, merged, image, place
 
 
 def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
@@ -137,25 +146,64 @@ def _stored_image(context: Context, config: SandboxConfig) -> StoredImage:
         ) from error
 
 
-async def _make_files(context: Context, row: SandboxRow, config: SandboxConfig, start: Start) -> Start:
-    """The sandbox's directory and writable layer; a failure takes the row with it.
+class Place:
+    """The directory of a sandbox that is being made. ``path`` leads to it, whoever has its name by now."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._fd: int | None = None
+
+    def make(self) -> None:
+        """Raises FileExistsError."""
+        make_private(self._directory.parent)
+        self._directory.mkdir(mode=0o700)
+        self._fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def unmake(self) -> None:
+        """Take back what make() did, if it did, when there is no row after all."""
+        if self._fd is not None:
+            self.close()
+            self._directory.rmdir()
+
+    @property
+    def path(self) -> Path:
+        return Path(f"/proc/self/fd/{self._fd}")
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+async def _make_files(
+    context: Context, row: SandboxRow, config: SandboxConfig, place: Place, start: Start
+) -> Start:
+    """What is in the sandbox's directory; a failure takes directory and row with it.
 
     Returns how the sandbox starts, after all: a template may have been collected meanwhile.
     """
-    paths = context.home.sandbox(row.name)
+    paths = SandboxPaths(place.path, place.path)
     try:
-        make_private(paths.logs)
+        paths.logs.mkdir(mode=0o700)
         making = asyncio.ensure_future(
             asyncio.to_thread(_make_upper, context.home, config, paths.upper, start)
         )
         try:
             return await asyncio.shield(making)
-        finally:  # a thread cannot be cancelled, and must not write into the next sandbox of this name
+        finally:  # a thread cannot be cancelled, and the descriptor must stay what it is
             await asyncio.wait((making,))
-    except BaseException:
-        doomed = lifecycle.Doomed(paths.directory)
-        context.sandboxes.discard(row, doomed.take_away)
+    except BaseException as error:
+        doomed = lifecycle.Doomed(context.home.sandbox(row.name).directory)
+        given_up = not context.sandboxes.discard(row, doomed.take_away)
         doomed.delete()
+        if given_up and isinstance(error, Exception):
+            raise BootError(row.name, GIVEN_UP) from error
         raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from microsandbox import environment
 from microsandbox.arguments import (
     dict_like,
     flag,
@@ -129,7 +129,7 @@ def exec_request(options: ExecOptions, config: SandboxConfig) -> dict[str, Any]:
 
 
 def _terminal() -> str:
-    name = os.environ.get("TERM", "").strip()
+    name = (environment.value(environment.TERMINAL) or "").strip()
     return "xterm" if name in ("", "dumb") else name
 
 

@@ -17,8 +17,14 @@ from msgspec import Struct
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
-from microsandbox.errors import AgentClientError, MicrosandboxError, SandboxNotFoundError
+from microsandbox.errors import (
+    AgentClientError,
+    MicrosandboxError,
+    SandboxNotFoundError,
+    SandboxStillRunningError,
+)
 from microsandbox.sandbox.context import Context
+from microsandbox.store.database import DatabaseError
 from microsandbox.store.files import host_errors, partial_path, remove_leftovers, remove_tree
 from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
@@ -29,10 +35,11 @@ _TAKE_OVER_POLL = 0.1
 
 
 class Observed(Struct, frozen=True):
-    """What is known when a sandbox has been seen stopped."""
+    """What is known when a sandbox has been seen stopped; ``at`` is in Unix seconds."""
 
-    row: SandboxRow
-    observed_at: float
+    name: str
+    status: Status
+    at: float
 
 
 async def request_stop(context: Context, name: str) -> None:
@@ -77,7 +84,11 @@ async def stop(context: Context, name: str, timeout: float | None) -> None:
 def request_kill(context: Context, name: str) -> None:
     """SIGKILL the supervisor; its machine dies with it. Does nothing when it has ended."""
     row = context.sandboxes.get(name)
-    if not row.status.terminal and not _send(row, signal.SIGKILL):
+    if row.status.terminal:
+        return
+    if row.supervised:
+        note_kill(context, row)
+    if not _send(row, signal.SIGKILL):
         raise MicrosandboxError(f"runtime error: cannot kill sandbox '{name}': sandbox state is unavailable")
 
 
@@ -98,10 +109,18 @@ async def kill(context: Context, name: str, timeout: float | None) -> None:
         return
     limit = KILL_TIMEOUT if timeout is None else timeout
     machine = open_children(row.process.pid) if row.process is not None and row.process.alive() else []
+    note_kill(context, row)
     _send(row, signal.SIGKILL)
     if not all(await asyncio.gather(_gone(row, limit), end_machine(machine, limit))):
         raise not_observed(name)
     settle_killed(context, row)
+
+
+def note_kill(context: Context, row: SandboxRow) -> None:
+    """Write down what is about to be done to the row's run, for those who find it done."""
+    if row.run_id is not None:
+        with suppress(DatabaseError):  # a disk that is full must not save it; how it ended is written later
+            context.sandboxes.note_kill(row.run_id)
 
 
 def settle_killed(context: Context, row: SandboxRow) -> None:
@@ -117,24 +136,35 @@ def settle_killed(context: Context, row: SandboxRow) -> None:
 
 
 async def wait_until_stopped(context: Context, name: str) -> Observed:
-    """Return when the sandbox has ended, however long that takes."""
-    while not (row := context.sandboxes.get(name)).status.terminal:
-        if row.supervised:
-            await _gone(row, None)
+    """Return when the sandbox's present run has ended, however long that takes."""
+    first = context.sandboxes.get(name)
+    current: SandboxRow | None = first
+    while current is not None and not current.status.terminal and current.run_id == first.run_id:
+        if current.supervised:
+            await _gone(current, None)
         else:  # nothing tells when its owner has handed it to a supervisor
             await asyncio.sleep(_TAKE_OVER_POLL)
-    return Observed(row, time.time())
+        current = context.sandboxes.find(name)
+    return observe(context, first)
 
 
-async def remove(context: Context, name: str) -> None:
-    """Delete a stopped sandbox and its directory. Raises SandboxNotFoundError, SandboxStillRunningError."""
+def observe(context: Context, row: SandboxRow) -> Observed:
+    """What a run that has ended came to, whatever has become of the sandbox since."""
+    return Observed(row.name, context.sandboxes.verdict(row), time.time())
+
+
+async def remove(context: Context, name: str, *, only: SandboxRow | None = None) -> None:
+    """Delete a stopped sandbox and its directory; with ``only``, not another that has its name by now.
+
+    Raises SandboxNotFoundError, SandboxStillRunningError.
+    """
     directory = context.home.sandbox(name).directory
     doomed = Doomed(directory)
     with host_errors():
         try:
-            context.sandboxes.remove(name, doomed.take_away)
+            context.sandboxes.remove(name, doomed.take_away, only=only)
         except SandboxNotFoundError:
-            if not directory.is_dir():
+            if only is not None or not directory.is_dir():
                 raise
             context.sandboxes.remove_files(name, doomed.take_away)
         deleting = asyncio.ensure_future(asyncio.to_thread(doomed.delete))
@@ -163,13 +193,20 @@ class Doomed:
 
 async def make_way(context: Context, name: str, grace: float) -> None:
     """Remove a sandbox of that name, running or not: SIGTERM, ``grace`` seconds, SIGKILL."""
-    row = context.sandboxes.find(name)
-    if row is not None and not row.status.terminal:
-        if grace > 0 and _send(row, signal.SIGTERM):
-            await _gone(row, grace)
-        await kill(context, name, None)
-    with suppress(SandboxNotFoundError):
-        await remove(context, name)
+    while True:
+        row = context.sandboxes.find(name)
+        if row is not None and not row.status.terminal:
+            if grace > 0 and _send(row, signal.SIGTERM):
+                await _gone(row, grace)
+            with suppress(SandboxNotFoundError):
+                await kill(context, name, None)
+        try:
+            await remove(context, name)
+        except SandboxNotFoundError:
+            return
+        except SandboxStillRunningError:  # somebody else has started it, or made it anew, meanwhile
+            continue
+        return
 
 
 def not_observed(name: str) -> MicrosandboxError:

@@ -10,7 +10,7 @@ from microsandbox.arguments import flag, optional, parameter, real, text, text_l
 from microsandbox.errors import SandboxNotFoundError
 from microsandbox.logs.cursor import load_cursor
 from microsandbox.logs.follow import LogFollower
-from microsandbox.logs.reader import snapshot
+from microsandbox.logs.snapshot import snapshot
 from microsandbox.logs.sources import files_of, select
 from microsandbox.sandbox.context import Context
 from microsandbox.types import LogEntry

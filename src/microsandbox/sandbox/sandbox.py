@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -294,17 +293,17 @@ class Sandbox:
             await lifecycle.stop(self._context, self._row.name, timeout)
             return
         grace = lifecycle.STOP_TIMEOUT if timeout is None else timeout
-        if grace == 0:
-            if self._process.try_wait() is None:
-                await self.kill()
-            return
         try:
-            async with asyncio.timeout(grace):
-                with suppress(AgentClientError):
-                    await self.request_stop()  # which may wait behind input that the guest does not take
-                await self._process.wait()
+            if grace > 0:
+                async with asyncio.timeout(grace):
+                    with suppress(AgentClientError):
+                        await self.request_stop()  # which may wait behind input that the guest does not take
+                    await self._process.wait()
+                return
         except TimeoutError:
-            await self.kill()
+            pass
+        with suppress(ProcessLookupError):  # it has ended by itself
+            await self._kill(self._process, lifecycle.KILL_TIMEOUT)
 
     async def kill(self, timeout: float | None = None) -> None:
         """End it now, without a flush, and wait up to ``timeout`` seconds (default 5)."""
@@ -313,9 +312,20 @@ class Sandbox:
         if self._process is None:
             await lifecycle.kill(self._context, self._row.name, timeout)
             return
-        limit = lifecycle.KILL_TIMEOUT if timeout is None else timeout
-        machine = open_children(self._process.pid) if self._process.try_wait() is None else []
-        await self.request_kill()
+        try:
+            await self._kill(self._process, lifecycle.KILL_TIMEOUT if timeout is None else timeout)
+        except ProcessLookupError as error:
+            raise _ended_already() from error
+
+    async def _kill(self, process: ProcessHandle, limit: float) -> None:
+        machine = open_children(process.pid) if process.try_wait() is None else []
+        try:
+            if process.try_wait() is None:
+                lifecycle.note_kill(self._context, self._row)
+            process.kill()
+        except ProcessLookupError:
+            await lifecycle.end_machine(machine, limit)
+            raise
         if not all(await asyncio.gather(self._ended(limit), lifecycle.end_machine(machine, limit))):
             raise lifecycle.not_observed(self._row.name)
         lifecycle.settle_killed(self._context, self._row)
@@ -327,6 +337,8 @@ class Sandbox:
 
     async def request_kill(self) -> None:
         """Kill it and return."""
+        if self._process is not None and self._process.try_wait() is None:
+            lifecycle.note_kill(self._context, self._row)
         self._ask(lifecycle.request_kill, ProcessHandle.kill)
 
     async def request_drain(self) -> None:
@@ -343,7 +355,7 @@ class Sandbox:
         try:
             by_process(self._process)
         except ProcessLookupError as error:
-            raise MicrosandboxError("nix error: ESRCH: No such process") from error
+            raise _ended_already() from error
 
     async def wait_until_stopped(self) -> SandboxStopResult:
         """Return when it has ended, however that comes about."""
@@ -352,8 +364,7 @@ class Sandbox:
             observed = await lifecycle.wait_until_stopped(self._context, self._row.name)
             return stop_result(observed, None, None, "refreshed runtime state")
         status = await self._process.wait()
-        row = self._context.sandboxes.get(self._row.name)
-        observed = lifecycle.Observed(row, time.time())
+        observed = lifecycle.observe(self._context, self._row)
         return stop_result(observed, status.code, status.signal, "owned process handle")
 
     async def detach(self) -> None:
@@ -384,7 +395,7 @@ class Sandbox:
         with suppress(MicrosandboxError, OSError):
             await self.kill()
         with suppress(MicrosandboxError, OSError):
-            await lifecycle.remove(self._context, self._row.name)
+            await lifecycle.remove(self._context, self._row.name, only=self._row)
         self._consumed = True
         self._connection.close()
         return False
@@ -456,17 +467,21 @@ class Sandbox:
         raise NotSupportedYetError("ssh")
 
 
+def _ended_already() -> MicrosandboxError:
+    return MicrosandboxError("nix error: ESRCH: No such process")
+
+
 def stop_result(
     observed: lifecycle.Observed, code: int | None, signal: int | None, source: str
 ) -> SandboxStopResult:
     from microsandbox.types import SandboxStopResult
 
     return SandboxStopResult(
-        name=observed.row.name,
-        status=SandboxStatus(observed.row.status.lower()),
+        name=observed.name,
+        status=SandboxStatus(observed.status.lower()),
         exit_code=code,
         signal=signal,
-        observed_at=observed.observed_at * 1000,
+        observed_at=observed.at * 1000,
         source=source,
     )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from msgspec import Struct
 
-from microsandbox.errors import InvalidConfigError
+from microsandbox import environment
 from microsandbox.image.store import StoredImage
 from microsandbox.runtime.plan import BuilderPlan, TemplatePlan
 from microsandbox.sandbox.mounts import implicit_tmp_mib
@@ -19,10 +17,7 @@ from microsandbox.vmm.host import Host
 
 def templates_wanted() -> bool:
     """By ``MSB_TEMPLATES``: ``auto`` (the default) or ``off``. Raises InvalidConfigError."""
-    wanted = os.environ.get("MSB_TEMPLATES") or "auto"
-    if wanted not in ("auto", "off"):
-        raise InvalidConfigError(f"MSB_TEMPLATES must be auto or off, got {wanted!r}")
-    return wanted == "auto"
+    return environment.choice(environment.TEMPLATES) == "auto"
 
 
 class Start(Struct, frozen=True):

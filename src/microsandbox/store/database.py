@@ -7,6 +7,7 @@ read, decide and then write.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from microsandbox.errors import MicrosandboxError
+from microsandbox.store.config import DatabaseConfig
 from microsandbox.store.files import FileLock, host_errors, make_private
 from microsandbox.store.schema import MIGRATIONS
 
@@ -28,18 +30,21 @@ class DatabaseError(MicrosandboxError):
 
 
 class Database:
-    """Connections to one catalogue file, made on first use. ``busy_timeout`` is in seconds."""
+    """Connections to one catalogue file, made on first use; so many are in use at once as ``config`` says."""
 
-    def __init__(self, path: Path, *, busy_timeout: float = 5.0) -> None:
+    def __init__(self, path: Path, config: DatabaseConfig | None = None) -> None:
         self.path = path
-        self._busy_timeout = busy_timeout
+        self._config = config or DatabaseConfig()
         self._local = threading.local()
+        self._turns = threading.BoundedSemaphore(self._config.max_connections)
+        self._process = os.getpid()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for queries. Raises DatabaseError."""
         try:
-            yield self._connection()
+            with self._turn():
+                yield self._connection()
         except sqlite3.Error as error:
             raise DatabaseError(f"{self.path}: {error}") from error
 
@@ -47,14 +52,15 @@ class Database:
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction: committed when the block ends, rolled back when it raises. Raises DatabaseError."""
         try:
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+            with self._turn():
+                connection = self._connection()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise DatabaseError(f"{self.path}: {error}") from error
 
@@ -65,6 +71,28 @@ class Database:
             connection.close()
             del self._local.connection
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the connections that may be in use at once; a thread that has one needs no other."""
+        if getattr(self._local, "has_turn", False):
+            yield
+            return
+        if self._process != os.getpid():  # forked, without the threads that had the others
+            self._turns = threading.BoundedSemaphore(self._config.max_connections)
+            self._process = os.getpid()
+        turns = self._turns
+        if not turns.acquire(timeout=self._config.connect_timeout_secs):
+            raise DatabaseError(
+                f"{self.path}: all connections (database.max_connections: {self._config.max_connections}) "
+                f"were in use for {self._config.connect_timeout_secs:g} s (database.connect_timeout_secs)"
+            )
+        self._local.has_turn = True
+        try:
+            yield
+        finally:
+            self._local.has_turn = False
+            turns.release()
+
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -74,7 +102,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         with host_errors():
             make_private(self.path.parent)
-        connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
+        connection = sqlite3.connect(self.path, timeout=self._config.busy_timeout_secs, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys = ON")

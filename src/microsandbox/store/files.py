@@ -81,7 +81,8 @@ def making_directory(target: Path) -> Iterator[Path]:
     If ``target`` has appeared meanwhile (another process was faster), the work is dropped and that stays.
     """
     temporary = partial_path(target)
-    temporary.mkdir(mode=0o700, parents=True)
+    make_private(target.parent)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
         try:
@@ -232,6 +233,8 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    except FileNotFoundError:
-        if os.path.lexists(path):  # somebody else is deleting it too, and was faster with a part
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+        if os.path.lexists(path):  # somebody else is deleting it too, or had a file in it to finish
             remove_tree(path)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from microsandbox import environment
 from microsandbox.errors import InvalidConfigError
-from microsandbox.store.config import Config, load_config
+from microsandbox.store.config import Config
+from microsandbox.store.ownership import check_directory
 
 #: Bytes a Unix socket path may have on Linux, its final NUL included (unix(7)).
 SOCKET_PATH_LIMIT = 108
@@ -36,10 +38,39 @@ def validate_name(name: str) -> str:
 
 
 def base_directory() -> Path:
-    """``MSB_HOME`` verbatim, else ``~/.microsandbox``."""
-    if configured := os.environ.get("MSB_HOME"):
-        return Path(configured)
-    return Path.home() / ".microsandbox"
+    """``MSB_HOME``, else ``~/.microsandbox``, else ``.microsandbox``; absolute. Raises InvalidConfigError."""
+    if configured := environment.value(environment.HOME):
+        if configured.startswith("~"):
+            raise InvalidConfigError(
+                f"{environment.HOME} is {configured!r}, and ~ means something to shells only; "
+                "write the path in full"
+            )
+        try:
+            return Path(configured).absolute()
+        except FileNotFoundError:
+            raise InvalidConfigError(
+                f"{environment.HOME} is {configured!r}, relative to a current directory that is gone"
+            ) from None
+    if users := environment.value("HOME"):
+        return Path(users).absolute() / ".microsandbox"
+    try:
+        import pwd
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir).absolute() / ".microsandbox"
+    except KeyError:  # a container's user without a name
+        return Path(".microsandbox").absolute()
+
+
+def _configuration(path: Path) -> Config:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return Config()
+    except OSError:
+        pass  # the reader finds the same, and says so
+    from microsandbox.store.config_file import load_config  # which most homes do without
+
+    return load_config(path)
 
 
 class Home(Struct, frozen=True, dict=True):
@@ -49,10 +80,19 @@ class Home(Struct, frozen=True, dict=True):
     config: Config
 
     @classmethod
-    def open(cls) -> Home:
-        """The home of this process, by ``MSB_HOME`` and config.json. Raises InvalidConfigError."""
-        base = base_directory()
-        config = load_config(base / "config.json")
+    def open(cls, base: Path | None = None) -> Home:
+        """The home at ``base``, else at ``MSB_HOME``, by its config.json. Raises InvalidConfigError."""
+        by_environment = base is None and environment.value(environment.HOME)
+        base = base or base_directory()
+        check_directory(base, environment.HOME if by_environment else "the home")
+        config = _configuration(base / "config.json")
+        for key, directory in (
+            ("home", config.home),
+            ("paths.cache", config.paths.cache),
+            ("paths.sandboxes", config.paths.sandboxes),
+        ):
+            if directory is not None:
+                check_directory(directory, f"{base / 'config.json'}: {key}")
         return cls(config.home or base, config)
 
     def _part(self, name: str, configured: Path | None = None) -> Path:

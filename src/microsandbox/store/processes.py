@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's name for the time since the host was started; empty where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 class ProcessIdentity(Struct, frozen=True):

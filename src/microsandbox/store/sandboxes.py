@@ -6,7 +6,11 @@
                                                       └──remove──► (none)
 
 A run names the process that answers for it: the owner while it prepares the sandbox, then the
-supervisor. A row of a living sandbox whose process is gone is stale and becomes Crashed when somebody looks.
+supervisor. A row of a living sandbox whose process is gone is stale and becomes Crashed when somebody looks,
+or Stopped if the process was killed on purpose; so does one that a restart of the host has left.
+
+Files of a sandbox are made, taken away, and its socket bound inside the transactions that give or take the
+name: who has the row has the name's files, and nobody else's run touches them.
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ from microsandbox.errors import (
     SandboxStillRunningError,
 )
 from microsandbox.store.database import Database
-from microsandbox.store.processes import ProcessIdentity
+from microsandbox.store.processes import ProcessIdentity, boot_id
+
+#: Not from the module: importing that takes longer than reading a row.
+_SIGKILL = 9
 
 
 class Status(StrEnum):
@@ -72,11 +79,23 @@ class SandboxRow(Struct, frozen=True):
     run_id: int | None
     process: ProcessIdentity | None
     supervised: bool
+    boot_id: str | None
+    killed: bool
+
+    @property
+    def stale(self) -> str | None:
+        """Why nobody answers for a run that has not ended, if that is so."""
+        if self.status.terminal or self.process is None:
+            return None
+        if self.boot_id is not None and self.boot_id != boot_id():
+            return "the host was restarted"
+        return None if self.process.alive() else "the process has died"
 
 
 _SELECT = """
     SELECT s.id, s.name, s.config, s.status, s.created_at, s.updated_at, r.id AS run_id, r.pid, r.pid_started,
-        coalesce(r.supervised, 0) AS supervised
+        coalesce(r.supervised, 0) AS supervised, r.boot_id,
+        r.signals_sent IS NOT NULL AS killed
     FROM sandbox s LEFT JOIN run r ON r.id =
         (SELECT max(id) FROM run WHERE sandbox_id = s.id AND status = 'Running')
 """
@@ -121,11 +140,17 @@ class SandboxCatalog:
     # transitions
 
     def create(
-        self, name: str, config: str, labels: Mapping[str, str], manifest_digest: str | None
+        self,
+        name: str,
+        config: str,
+        labels: Mapping[str, str],
+        manifest_digest: str | None,
+        make_place: Callable[[], object] = lambda: None,
     ) -> SandboxRow:
         """Insert a Running row whose run is this process's; from then on its image is in use.
 
-        Raises SandboxAlreadyExistsError, ImageNotFoundError.
+        ``make_place`` makes the sandbox's directory, inside the transaction.
+        Raises SandboxAlreadyExistsError, also when the directory is there, ImageNotFoundError.
         """
         now = time.time()
         with self._database.write() as connection:
@@ -151,6 +176,10 @@ class SandboxCatalog:
                 if cursor.rowcount != 1:  # pruned since it was looked up
                     raise ImageNotFoundError(manifest_digest)
             _insert_run(connection, sandbox_id)
+            try:
+                make_place()
+            except FileExistsError:
+                raise SandboxAlreadyExistsError(name) from None
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (sandbox_id,)).fetchone())
 
     def begin_start(self, name: str) -> SandboxRow:
@@ -172,15 +201,56 @@ class SandboxCatalog:
             _insert_run(connection, row.id)
             return _find(connection, name)
 
-    def take_over(self, run_id: int) -> bool:
-        """The supervisor answers for the run from now on; False when the run has been given up."""
+    def take_over(self, run_id: int, bind: Callable[[], object] = lambda: None) -> bool:
+        """The supervisor answers for the run from now on; False when the run has been given up.
+
+        ``bind`` binds its socket, inside the transaction: that of a run that took the name later stays.
+        """
         process = ProcessIdentity.current()
         with self._database.write() as connection:
             cursor = connection.execute(
                 "UPDATE run SET pid = ?, pid_started = ?, supervised = 1 WHERE id = ? AND status = 'Running'",
                 (process.pid, process.started, run_id),
             )
+            if cursor.rowcount == 1:
+                bind()
             return cursor.rowcount == 1
+
+    def is_live(self, row: SandboxRow) -> bool:
+        """Whether the row's run goes on: what its name leads to is its own, then."""
+        with self._database.read() as connection:
+            running = "SELECT 1 FROM run WHERE id = ? AND status = 'Running'"
+            return connection.execute(running, (row.run_id,)).fetchone() is not None
+
+    def was_given_up(self, row: SandboxRow) -> bool:
+        """Whether somebody ends the row's run on purpose, has done so, or has removed its sandbox."""
+        with self._database.read() as connection:
+            query = "SELECT signals_sent, termination_reason FROM run WHERE id = ?"
+            found = connection.execute(query, (row.run_id,)).fetchone()
+        return found is None or bool(found["signals_sent"]) or found["termination_reason"] == Reason.SIGNAL
+
+    def note_kill(self, run_id: int) -> None:
+        """Say that a run's supervisor is about to be killed on purpose."""
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE run SET signals_sent = 'SIGKILL' WHERE id = ? AND status = 'Running'", (run_id,)
+            )
+
+    def verdict(self, row: SandboxRow) -> Status:
+        """What the row's run came to, also if the sandbox has been started again or removed since."""
+        with self._database.read() as connection:
+            found = connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone()
+        current = self._reconcile(_row(found)) if found else None
+        if current is not None and (current.status.terminal or current.run_id == row.run_id):
+            return current.status
+        failed = self._reason(row) in (Reason.FAILED, Reason.INTERNAL_ERROR)
+        return Status.CRASHED if failed else Status.STOPPED
+
+    def _reason(self, row: SandboxRow) -> str | None:
+        with self._database.read() as connection:
+            query = "SELECT termination_reason FROM run WHERE id = ?"
+            found = connection.execute(query, (row.run_id,)).fetchone()
+        return None if found is None else str(found["termination_reason"])
 
     def set_draining(self, sandbox_id: int) -> None:
         """Say that a running sandbox drains; one whose run has ended stays what it is."""
@@ -220,8 +290,10 @@ class SandboxCatalog:
                 _set_status(connection, sandbox_id, status)
                 self._on_end(found["name"])
 
-    def remove(self, name: str, take_away: Callable[[], object]) -> SandboxRow:
-        """Delete the row of a sandbox that is not running.
+    def remove(
+        self, name: str, take_away: Callable[[], object], *, only: SandboxRow | None = None
+    ) -> SandboxRow:
+        """Delete the row of a sandbox that is not running; with ``only``, unless another has its name by now.
 
         ``take_away`` moves its files out of the way, inside the transaction: the name is free with the row.
         Raises SandboxNotFoundError, SandboxStillRunningError.
@@ -229,6 +301,8 @@ class SandboxCatalog:
         self.get(name)
         with self._database.write() as connection:
             row = _find(connection, name)
+            if only is not None and only.id != row.id:
+                raise SandboxNotFoundError(name)
             if not row.status.terminal:
                 raise SandboxStillRunningError(f"cannot remove sandbox '{name}': still running")
             connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,))
@@ -242,15 +316,17 @@ class SandboxCatalog:
             if connection.execute("SELECT 1 FROM sandbox WHERE name = ?", (name,)).fetchone() is None:
                 take_away()
 
-    def discard(self, row: SandboxRow, take_away: Callable[[], object]) -> None:
-        """Take back a row that create() made, unless it is gone, and its name perhaps somebody else's."""
+    def discard(self, row: SandboxRow, take_away: Callable[[], object]) -> bool:
+        """Take back a row that create() made; False when it is gone, and its name perhaps somebody else's."""
         with self._database.write() as connection:
-            if connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,)).rowcount == 1:
+            found = connection.execute("DELETE FROM sandbox WHERE id = ?", (row.id,)).rowcount == 1
+            if found:
                 take_away()
+            return found
 
     def _reconcile(self, row: SandboxRow) -> SandboxRow:
         """What the row should say, given the process that answers for it."""
-        if row.status.terminal or row.process is None or row.process.alive():
+        if row.stale is None:
             return row
         with self._database.write() as connection:
             current = _row(
@@ -259,8 +335,13 @@ class SandboxCatalog:
             if current.run_id != row.run_id or current.process != row.process or current.status.terminal:
                 return current
             assert row.run_id is not None
-            _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, "the process has died")
-            _set_status(connection, row.id, Status.CRASHED)
+            if current.killed:
+                status = Status.STOPPED
+                _end_run(connection, row.run_id, Reason.SIGNAL, None, _SIGKILL, "killed")
+            else:
+                status = Status.CRASHED
+                _end_run(connection, row.run_id, Reason.INTERNAL_ERROR, None, None, row.stale)
+            _set_status(connection, row.id, status)
             self._on_end(row.name)
             return _row(connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone())
 
@@ -277,6 +358,8 @@ def _row(found: sqlite3.Row) -> SandboxRow:
         found["run_id"],
         process,
         bool(found["supervised"]),
+        found["boot_id"],
+        bool(found["killed"]),
     )
 
 
@@ -305,8 +388,9 @@ def _has_run(connection: sqlite3.Connection, sandbox_id: int) -> bool:
 def _insert_run(connection: sqlite3.Connection, sandbox_id: int) -> None:
     process = ProcessIdentity.current()
     connection.execute(
-        "INSERT INTO run (sandbox_id, pid, pid_started, status, started_at) VALUES (?, ?, ?, 'Running', ?)",
-        (sandbox_id, process.pid, process.started, time.time()),
+        "INSERT INTO run (sandbox_id, pid, pid_started, boot_id, status, started_at) "
+        "VALUES (?, ?, ?, ?, 'Running', ?)",
+        (sandbox_id, process.pid, process.started, boot_id(), time.time()),
     )
 
 

@@ -80,4 +80,10 @@ MIGRATIONS = (
     );
     CREATE INDEX run_by_sandbox ON run(sandbox_id, status);
     """,
+    # After a restart of the host a pid and its start, counted from the boot, may both come again. What was
+    # killed on purpose is told from what has crashed also by others than the killer, who may be dead, too.
+    """
+    ALTER TABLE run ADD COLUMN boot_id TEXT;
+    ALTER TABLE run ADD COLUMN signals_sent TEXT;
+    """,
 )

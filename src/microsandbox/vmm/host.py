@@ -16,7 +16,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from microsandbox.errors import InvalidConfigError, PrerequisiteError
+from microsandbox import environment
+from microsandbox.errors import PrerequisiteError
 from microsandbox.interpreter import module_command, module_environment
 from microsandbox.store.files import FileLock, make_private, write_atomically
 from microsandbox.store.home import Home
@@ -99,9 +100,7 @@ def jail_verdict(home: Home, qemu: QemuInstallation) -> JailVerdict:
 
 def accelerator_verdict(home: Home, qemu: QemuInstallation, kernel: GuestKernel, jail: JailKind) -> Verdict:
     """KVM if it really works, else TCG; ``MSB_ACCEL`` decides otherwise."""
-    wanted = os.environ.get("MSB_ACCEL") or "auto"
-    if wanted not in ("auto", "kvm", "tcg"):
-        raise InvalidConfigError(f"MSB_ACCEL must be kvm, tcg or auto, got {wanted!r}")
+    wanted = environment.choice(environment.ACCELERATOR)
     if wanted == "tcg":
         return Verdict(Accelerator.TCG, "MSB_ACCEL=tcg")
     missing = kvm_missing() if wanted == "auto" else None

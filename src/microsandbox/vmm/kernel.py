@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from microsandbox import environment
 from microsandbox.errors import KernelError, MicrosandboxError
 from microsandbox.store.files import (
     PARTIAL_PREFIX,
@@ -172,7 +173,7 @@ class _Wanted(Struct, frozen=True):
         if not 0 < len(content) <= _MAX_AGENT_BYTES:
             raise KernelError(f"the guest agent {agent} has {len(content)} bytes: it is no program")
         configured, stamp = None, ""
-        if os.environ.get("MSB_KERNEL"):
+        if environment.value(environment.KERNEL):
             from microsandbox.vmm.kernel_sources import configured_kernel, file_stamp
 
             configured = configured_kernel()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from microsandbox import environment
 from microsandbox.errors import KernelError
 from microsandbox.vmm.decompress import DecompressError, read_unpacked
 from microsandbox.vmm.modules import (
@@ -23,7 +24,7 @@ from microsandbox.vmm.modules import (
 )
 from microsandbox.vmm.vmlinux import MAX_KERNEL_BYTES, extract_kernel, kernel_version
 
-MSB_KERNEL = "MSB_KERNEL"
+MSB_KERNEL = environment.KERNEL
 _MAX_CONFIGURATION_BYTES = 4 << 20
 _IMAGE_NAMES = ("vmlinuz*", "vmlinux*", "bzImage", "Image", "Image.gz")
 _IMAGE_DIRECTORIES = ("", "boot", "arch/x86/boot", "arch/arm64/boot", "lib/modules/*", "usr/lib/modules/*")
@@ -80,7 +81,7 @@ def configured_kernel() -> Path | None:
 
     It may be a kernel image or a Debian package. Raises KernelError.
     """
-    configured = os.environ.get(MSB_KERNEL)
+    configured = environment.value(MSB_KERNEL)
     if not configured:
         return None
     path = Path(configured).expanduser().absolute()

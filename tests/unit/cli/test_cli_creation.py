@@ -43,6 +43,16 @@ def test_every_option_reaches_the_sandbox(monkeypatch, tmp_path):
     assert (tmpfs.size_mib, tmpfs.readonly) == (8, True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "interpreter"), [([], "/bin/ash"), (["--shell", "bash"], "/usr/bin/env bash")]
+)
+def test_the_configured_shell_is_that_of_scripts_too(monkeypatch, tmp_path, typed, interpreter):
+    monkeypatch.setenv("MSB_HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text('{"sandbox_defaults": {"shell": "/bin/ash"}}')
+    wanted = creation("alpine", "--script", "a=echo", *typed)
+    assert wanted.keywords["scripts"] == {"a": f"#!{interpreter}\necho\n"}
+
+
 def test_a_name_is_made_up_and_nothing_else_is_assumed():
     first, second = creation("x"), creation("x")
     assert first.generated

@@ -42,13 +42,13 @@ EMPTY = {"manifest": 0, "image_ref": 0, "config": 0, "layer": 0, "manifest_layer
 LOAD = """
 import asyncio, sys
 from pathlib import Path
-from microsandbox.store.config import Config
+from microsandbox.store.config import Config, DatabaseConfig
 from microsandbox.store.database import Database
 from microsandbox.store.home import Home
 from microsandbox.image.store import ImageStore
 
 home = Home(Path(sys.argv[1]), Config())
-store = ImageStore(home, Database(home.database, busy_timeout=30))
+store = ImageStore(home, Database(home.database, DatabaseConfig(busy_timeout_secs=30)))
 print("ready", flush=True)
 sys.stdin.readline()
 def show(event):

@@ -189,6 +189,7 @@ GNU = b"ustar  \0"
         (raw_header(b"x", kind=b"x", size=9) + padded(b"99 a=b\nxx"), "bad extended tar header"),
         (raw_header(b"x", kind=b"x", size=7) + padded(b"6 a=bb\n"), "bad extended tar header"),
         (raw_header(b"x", kind=b"x", size=5) + padded(b"5 ab\n"), "bad extended tar header"),
+        (raw_header(b"x", kind=b"x", size=13) + padded(b"13:path=abcd\n"), "bad extended tar header"),
         (raw_header(b"f") + bytes(512) + raw_header(b"g"), "trailing garbage"),
         (pax([(b"GNU.sparse.map", b"5,1,3,4"), (b"GNU.sparse.size", b"9")]) + raw_header(b"f"), "of order"),
         (pax([(b"GNU.sparse.map", b"0,5"), (b"GNU.sparse.size", b"9")]) + raw_header(b"f"), "does not match"),

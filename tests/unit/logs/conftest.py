@@ -1,3 +1,4 @@
+import functools
 import json
 import time
 
@@ -9,8 +10,13 @@ from microsandbox.runtime.log_files import RotatingFile
 NOON = 1767268800000  # 2026-01-01T12:00:00Z, in milliseconds
 
 
+@functools.lru_cache(16)
+def _second(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def stamp(milliseconds):
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    seconds = _second(milliseconds // 1000)
     return f"{seconds}.{milliseconds % 1000:03d}Z"
 
 

@@ -1,12 +1,16 @@
 """Log files as entries: all at once, sorted, filtered."""
 
 import os
+import random
+import subprocess
+import sys
 
 import pytest
 
 from microsandbox.logs.cursor import BEGINNING, Position, dump_cursor, load_cursor
 from microsandbox.logs.lines import parse_text
-from microsandbox.logs.reader import LogReader, snapshot
+from microsandbox.logs.reader import LogReader
+from microsandbox.logs.snapshot import snapshot
 from microsandbox.logs.sources import select
 from tests.unit.logs.conftest import NOON, stamp
 
@@ -76,6 +80,68 @@ def test_since_is_included_until_is_not_and_tail_comes_last(logs):
     assert texts(logs, since_ms=NOON + 3, until_ms=NOON + 6, tail=2) == ["4", "5"]
     assert (texts(logs, tail=0), len(texts(logs, tail=99))) == ([], 10)
     assert texts(logs, matches=lambda data: data in b"135", tail=2) == ["3", "5"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_part_is_cut_out_of_the_whole_whatever_clocks_did(logs, seed):
+    """The same entries with the same cursors, though what is not wanted is dropped as it is read."""
+    dice = random.Random(seed)
+    for number in range(300):
+        at = number + dice.choice([0, 0, 0, -50, 50])
+        logs.printed(f"{number}", at=at, source=dice.choice(["stdout", "stderr", "system"]))
+        if dice.random() < 0.5:
+            logs.write("runtime.log", f"{stamp(NOON + at)} INFO {number}\n".encode())
+        if dice.random() < 0.01:
+            logs.rotate(dice.choice(list(logs.files)))
+
+    def entries(**filters):
+        found = snapshot(logs.directory, ALL, **filters).entries
+        return [(entry.timestamp_ms, entry.source, entry.data, entry.cursor) for entry in found]
+
+    everything = entries()
+    assert len(everything) > 300
+    assert [entry[0] for entry in everything] == sorted(entry[0] for entry in everything)
+    for tail in (0, 1, 7, 100, len(everything), 1000):
+        assert entries(tail=tail) == everything[max(len(everything) - tail, 0) :]
+    since, until = NOON + 90, NOON + 220
+    assert entries(since_ms=since) == [entry for entry in everything if entry[0] >= since]
+    wanted = [entry for entry in everything if since <= entry[0] < until]
+    assert entries(since_ms=since, until_ms=until, tail=20) == wanted[-20:]
+    odd = [entry[:3] for entry in everything if entry[2].strip()[-1:] in b"13579"]
+    found = entries(matches=lambda data: data.strip()[-1:] in b"13579", tail=30)
+    assert [entry[:3] for entry in found] == odd[-30:]
+
+
+_LAST_OF_MANY = """
+import sys
+from pathlib import Path
+from microsandbox.logs.snapshot import snapshot
+from microsandbox.logs.sources import select
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+before = peak()
+found = snapshot(Path(sys.argv[1]), select(None), tail=100).entries
+print(len(found), found[-1].text().strip(), peak() - before)
+"""
+
+
+def test_the_last_hundred_of_50_mib_take_a_few_mib(logs):
+    number, line = 0, '{"t":"%s","s":"stdout","d":"line %d of a program that prints a lot","id":1}\n'
+    for file in range(5):
+        if file:
+            logs.rotate()
+        block = "".join(line % (stamp(NOON + at), at) for at in range(number, number + 110_000))
+        logs.write("exec.log", block.encode())
+        number += 110_000
+    assert sum(file.stat().st_size for file in logs.directory.iterdir()) > 50_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", _LAST_OF_MANY, logs.directory], capture_output=True, text=True, check=True
+    )
+    count, *last, kib = done.stdout.split()
+    assert (count, last[:2]) == ("100", ["line", "549999"])
+    assert int(kib) < 16 << 10, f"{kib} KiB; sorting all of them takes 220 MiB"
 
 
 @pytest.mark.parametrize(

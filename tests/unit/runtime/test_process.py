@@ -2,12 +2,18 @@
 
 import asyncio
 import gc
+import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from microsandbox.metrics.registry import Entry, Registry, Reservation
 from microsandbox.runtime.process import ProcessHandle
+from microsandbox.store.processes import ProcessIdentity
 
 SLEEP = "sleep 100"
 
@@ -181,3 +187,153 @@ async def test_no_descriptor_is_left():
         await handle.wait()
         handle.close()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_kill_does_not_wait_and_gives_nothing_back(watchdog):
+    read, write = watchdog
+    os.set_blocking(read, False)
+    slot = Slot()
+    handle = start(SLEEP, watchdog=write, reservation=slot)
+    handle.kill()
+    assert slot.released == 0
+    with pytest.raises(BlockingIOError):
+        os.read(read, 1)
+    assert (await handle.wait()).signal == 9
+    handle.close()
+    assert os.read(read, 1) == b"", "the pipe was the handle's until now"
+
+
+@pytest.fixture
+def reservation(tmp_path):
+    """Makes reservations in a registry; tells the states of its slots."""
+    path = tmp_path / "registry"
+
+    def make():
+        return Reservation.make(path, 4, Entry(7, 1, ProcessIdentity.current(), "box", 512 << 20))
+
+    def states():
+        with Registry.open(path) as registry:
+            return [record.state for record in registry.records()]
+
+    return make, states
+
+
+@pytest.mark.parametrize("end", ["wait", "close"])
+async def test_the_slot_of_a_supervisor_that_died_before_it_had_it_is_free_again(reservation, end):
+    make, states = reservation
+    handle = start(SLEEP, reservation=make())
+    reserved = states()
+    handle.kill()
+    if end == "wait":
+        await handle.wait()
+    else:
+        handle.close()
+    assert (reserved[0], states()[:1]) == (1, [])
+    await handle.wait()
+
+
+async def test_a_slot_that_the_supervisor_has_is_left_alone(reservation):
+    make, states = reservation
+    mine = make()
+    handle = start(SLEEP, reservation=mine)
+    with Registry.open(mine.path) as registry:
+        entry = Entry(7, 1, ProcessIdentity.of(handle.pid), "box", 512 << 20, 1)
+        registry.activate(mine.slot, entry)
+    handle.kill()
+    await handle.wait()
+    handle.close()
+    assert states() == [2]
+
+
+async def test_a_detach_that_fails_is_a_word_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, "microsandbox")
+    read, write = os.pipe()
+    os.close(read)
+    handle = start("exit 0", watchdog=write)
+    await handle.wait()
+    handle.disarm()
+    assert "failed to write parent-watch detach byte: [Errno 32] Broken pipe" in caplog.text
+
+
+PROGRAM = """
+import asyncio, os, signal
+from microsandbox.runtime.process import ProcessHandle
+
+def start(script, watchdog=None):
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", script], os.environ)
+    return ProcessHandle(pid, "box", watchdog=watchdog)
+"""
+
+
+def run_program(script):
+    """What a program of its own prints, which must end well."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM + script], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    return ran.stdout
+
+
+def test_a_program_that_dies_of_broken_pipes_does_not_die_of_this_one():
+    assert (
+        run_program("""
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+async def main():
+    read, write = os.pipe()
+    os.close(read)
+    handle = start("exit 0", write)
+    handle.disarm()
+    await handle.wait()
+asyncio.run(main())
+assert signal.SIGPIPE not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+print("alive")
+""")
+        == "alive\n"
+    )
+
+
+def test_what_outlives_the_loop_that_started_it_leaves_no_zombie_and_no_descriptor():
+    assert (
+        run_program("""
+async def let_go():
+    handle = start("read x < /dev/null; exec sleep 1000")
+    handle.disarm()
+    return handle.pid
+before = len(os.listdir("/proc/self/fd"))
+pids = [asyncio.run(let_go()) for _ in range(5)]
+for pid in pids:
+    os.kill(pid, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+async def another():
+    await start("exit 0").wait()
+asyncio.run(another())
+assert len(os.listdir("/proc/self/fd")) == before
+print([pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+""")
+        == "[]\n"
+    )
+
+
+def test_a_program_that_ends_lets_a_detached_one_live_and_an_attached_one_notice():
+    out = run_program("""
+async def main():
+    read, write = os.pipe()
+    os.set_inheritable(read, True)
+    attached = start(f"exec >&-; read x <&{read}; exit", write)
+    detached = start("exec >&-; exec sleep 1000")
+    print(attached.pid, detached.pid)
+    global kept
+    kept = attached, detached
+asyncio.run(main())
+""")
+    attached, detached = map(int, out.split())
+    try:
+        for _ in range(500):
+            if ProcessIdentity.of(attached) is None:
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("it did not see the end of the pipe")
+        assert ProcessIdentity.of(detached) is not None, "no signal was sent"
+    finally:
+        os.kill(detached, signal.SIGKILL)

@@ -10,6 +10,8 @@ from microsandbox.errors import NotSupportedYetError
 from microsandbox.sandbox.mounts import TmpfsMount
 from microsandbox.sandbox.options import parse_create
 from microsandbox.sandbox.rootfs import OciImage
+from microsandbox.store.config import Config, SandboxDefaults
+from microsandbox.store.home import Home
 from microsandbox.types import Image, ImageSource
 
 
@@ -24,6 +26,23 @@ def test_an_image_alone_gets_the_defaults_of_the_home(parse):
     assert (config.workdir, config.shell, config.hostname, config.user) == (None,) * 4
     assert (config.entrypoint, config.max_duration_secs, config.idle_timeout_secs) == (None,) * 3
     assert (config.env, config.labels, config.scripts) == ((), {}, {})
+
+
+def test_every_default_of_a_sandbox_is_applied(tmp_path):
+    given = {
+        "cpus": 3, "memory_mib": 99, "upper_size_mib": 77, "shell": "/bin/bash", "workdir": "/srv",
+        "metrics_sample_interval_ms": 250, "disable_metrics_sample": False,
+    }  # fmt: skip
+    assert given.keys() == set(SandboxDefaults.__struct_fields__)
+    home = Home(tmp_path, Config(log_level="warn", sandbox_defaults=SandboxDefaults(**given)))
+    config = parse_create("box", {"image": "alpine"}, home).config
+    assert (config.cpus, config.memory_mib, config.image.upper_size_mib) == (3, 99, 77)
+    assert (config.shell, config.workdir, config.log_level) == ("/bin/bash", "/srv", "warn")
+    assert config.metrics_interval == 0.25
+    config = parse_create("box", {"image": "alpine", "shell": "zsh", "workdir": "/", "cpus": 1}, home).config
+    assert (config.shell, config.workdir, config.cpus) == ("zsh", "/", 1)
+    off = Home(tmp_path, Config(sandbox_defaults=SandboxDefaults(disable_metrics_sample=True)))
+    assert parse_create("box", {"image": "alpine"}, off).config.metrics_interval is None
 
 
 def test_none_is_always_the_default(home, parse):

@@ -13,6 +13,7 @@ import pytest
 from microsandbox.store.files import (
     FileLock,
     copy_sparse,
+    make_private,
     making_directory,
     partial_path,
     remove_leftovers,
@@ -64,6 +65,18 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_behind(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=False)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [make_private, lambda path: making_directory(path).__enter__()])
+def test_directories_and_their_parents_are_private_whatever_the_umask(tmp_path, make):
+    """A home made under umask 002 would be refused the next time."""
+    before = os.umask(0)
+    try:
+        make(tmp_path / "home" / "kernels" / "x")
+    finally:
+        os.umask(before)
+    for directory in (tmp_path / "home", tmp_path / "home" / "kernels"):
+        assert directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_directory_in_the_making_becomes_visible_whole(tmp_path):

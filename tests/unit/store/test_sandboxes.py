@@ -1,5 +1,6 @@
 """The catalogue of sandboxes: one winner, honest statuses, rows of dead processes found out."""
 
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from microsandbox.errors import (
 from microsandbox.store.database import Database, DatabaseError
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxCatalog, Status
+from microsandbox.store.schema import MIGRATIONS
 
 
 @pytest.fixture
@@ -220,3 +222,151 @@ def test_a_drain_after_the_end_changes_nothing(catalog):
     end(catalog, row)
     catalog.set_draining(row.id)
     assert catalog.get("one").status is Status.STOPPED
+
+
+def run_of(path):
+    with Database(path).read() as connection:
+        query = "SELECT status, termination_reason, termination_detail, exit_signal FROM run ORDER BY id DESC"
+        return tuple(connection.execute(query).fetchone())
+
+
+def test_a_run_of_before_a_restart_of_the_host_is_not_taken_for_a_process_of_now(catalog, path):
+    """The process that has its pid, and started at the same time after the boot, is this one."""
+    create(catalog)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE run SET boot_id = 'earlier'")
+    assert catalog.get("one").status is Status.CRASHED
+    assert run_of(path) == ("Terminated", "InternalError", "the host was restarted", None)
+    row = catalog.begin_start("one")
+    assert catalog.get("one") == row, "and it can be started"
+
+
+def test_a_crash_is_told_from_a_restart_of_the_host(catalog, path):
+    create(catalog)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE run SET pid_started = pid_started - 1")
+    catalog.get("one")
+    assert run_of(path) == ("Terminated", "InternalError", "the process has died", None)
+
+
+def test_what_was_killed_on_purpose_is_stopped_although_its_killer_did_not_say_so(catalog, path):
+    row = create(catalog)
+    assert not catalog.was_given_up(row)
+    catalog.note_kill(row.run_id)
+    assert catalog.get("one").status is Status.RUNNING, "it is not dead yet"
+    assert catalog.was_given_up(row)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE run SET pid_started = pid_started - 1")
+    assert catalog.get("one").status is Status.STOPPED
+    assert run_of(path) == ("Terminated", "Signal", "killed", 9)
+
+
+def test_the_verdict_is_of_the_run_whatever_became_of_the_sandbox(catalog, path):
+    first = create(catalog)
+    assert catalog.verdict(first) is Status.RUNNING
+    catalog.end_run(first.id, first.run_id, Status.CRASHED, Reason.FAILED)
+    assert catalog.verdict(first) is Status.CRASHED
+    second = catalog.begin_start("one")
+    assert (catalog.verdict(first), catalog.verdict(second)) == (Status.CRASHED, Status.RUNNING)
+    end(catalog, second)
+    third = catalog.begin_start("one")
+    assert catalog.verdict(second) is Status.STOPPED
+    end(catalog, third)
+    catalog.remove("one", lambda: None)
+    assert catalog.verdict(third) is Status.STOPPED
+
+
+def test_a_name_is_not_removed_for_who_had_it_before(catalog):
+    old = create(catalog)
+    end(catalog, old)
+    catalog.remove("one", lambda: None, only=old)
+    end(catalog, create(catalog))
+    with pytest.raises(SandboxNotFoundError):
+        catalog.remove("one", lambda: None, only=old)
+    assert catalog.get("one").status is Status.STOPPED
+
+
+def test_a_place_that_is_taken_is_a_name_that_is(catalog, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(SandboxAlreadyExistsError):
+        catalog.create("one", "{}", {}, None, place.mkdir)
+    assert catalog.find("one") is None
+    place.rmdir()
+    catalog.create("one", "{}", {}, None, place.mkdir)
+    assert place.is_dir()
+
+
+def test_only_who_takes_over_binds(catalog):
+    bound = []
+    row = create(catalog)
+    end(catalog, row)
+    assert not catalog.take_over(row.run_id, lambda: bound.append("late"))
+    row = catalog.begin_start("one")
+    assert catalog.take_over(row.run_id, lambda: bound.append("in time"))
+    assert bound == ["in time"]
+
+
+@pytest.fixture
+def first_release(path):
+    """A catalogue with the schema of the first release, and a sandbox that this process runs."""
+    path.parent.mkdir()
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(f"BEGIN; {MIGRATIONS[0]} PRAGMA user_version = 1; COMMIT;")
+    connection.execute("INSERT INTO sandbox VALUES (7, 'old', '{}', 'Running', 1, 1)")
+    connection.execute("INSERT INTO sandbox_label VALUES (7, 'team', 'a')")
+    process = ProcessIdentity.current()
+    connection.execute(
+        "INSERT INTO run (sandbox_id, pid, pid_started, supervised, status, started_at) "
+        "VALUES (7, ?, ?, 1, 'Running', 1)",
+        (process.pid, process.started),
+    )
+    yield connection
+    connection.close()
+
+
+def test_a_catalogue_of_the_first_release_is_brought_up_to_date_and_keeps_what_it_knows(first_release, path):
+    catalog = SandboxCatalog(Database(path))
+    [row] = catalog.list({"team": "a"})
+    assert (row.name, row.status, row.process) == ("old", Status.RUNNING, ProcessIdentity.current())
+    assert first_release.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    end(catalog, row)
+    assert catalog.begin_start("old").boot_id is not None
+
+
+def test_a_program_of_the_first_release_that_goes_on_can_still_write(first_release, path):
+    first_release.execute("SELECT * FROM sandbox").fetchall()
+    catalog = SandboxCatalog(Database(path))
+    catalog.get("old")
+    first_release.execute("UPDATE run SET status = 'Terminated'")
+    first_release.execute(
+        "INSERT INTO run (sandbox_id, pid, pid_started, status, started_at) VALUES (7, 1, 1, 'Running', 2)"
+    )
+    assert catalog.get("old").status is Status.CRASHED, "its process is known by pid and start"
+
+
+def test_of_several_processes_one_migrates_and_all_go_on(first_release, path):
+    script = (
+        "import sys, pathlib\n"
+        "from microsandbox.store.database import Database\n"
+        "from microsandbox.store.sandboxes import SandboxCatalog\n"
+        "sys.stdin.read()\n"
+        "assert SandboxCatalog(Database(pathlib.Path(sys.argv[1]))).get('old').id == 7\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE) for _ in range(6)
+    ]
+    for process in processes:
+        process.stdin.close()
+    assert [process.wait(timeout=60) for process in processes] == [0] * 6
+
+
+def test_a_migration_that_fails_changes_nothing(first_release, path, monkeypatch):
+    broken = (*MIGRATIONS[:1], "ALTER TABLE run ADD COLUMN boot_id TEXT; ALTER TABLE missing ADD COLUMN x;")
+    monkeypatch.setattr("microsandbox.store.database.MIGRATIONS", broken)
+    with pytest.raises(DatabaseError, match="no such table: missing"), Database(path).read():
+        pass
+    monkeypatch.undo()
+    assert first_release.execute("PRAGMA user_version").fetchone() == (1,)
+    assert SandboxCatalog(Database(path)).get("old").status is Status.RUNNING

@@ -1,0 +1,5 @@
+"""``python -m microsandbox.exporter`` is ``msb-metrics``."""
+
+from microsandbox.exporter.program import program
+
+program()
