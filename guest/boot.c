@@ -351,8 +351,9 @@ static void say_ready(struct agent *agent)
     cbor_put_text(&put, "agent_version");
     cbor_put_text(&put, AGENT_VERSION);
     cbor_put_text(&put, "features");
-    cbor_put_array(&put, 1);
+    cbor_put_array(&put, 2);
     cbor_put_text(&put, "flow");
+    cbor_put_text(&put, "ping");
     wire_end(&agent->wire, &put);
     wire_flush(&agent->wire);
 }

@@ -16,6 +16,8 @@ enum message {
     MSG_CLOCK_SYNC,
     MSG_ERROR,
     MSG_FLOW,
+    MSG_PING,
+    MSG_PONG,
     MSG_BOOT_HELLO,
     MSG_BOOT_ROOT,
     MSG_BOOT_CONFIG,

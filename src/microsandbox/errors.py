@@ -8,9 +8,12 @@
     ├── SandboxStillRunningError
     ├── SandboxPausedError           a request to a sandbox that somebody has paused
     ├── BootError                    the virtual machine did not come up
+    ├── DiskError                    a disk image cannot be attached (also an OSError)
+    │   └── DiskInUseError           another machine has it
     ├── PoolTimeoutError             no sandbox of the pool was ready in time
     ├── PoolClosedError
     ├── AgentClientError             the connection to the guest agent failed
+    │   ├── AgentUnresponsiveError   the agent hangs, and its sandbox was ended for it
     │   └── RuntimeTooOldError       it speaks an earlier generation of the protocol
     ├── ExecTimeoutError
     ├── ExecFailedError              the command never started
@@ -105,17 +108,49 @@ class BootError(MicrosandboxError):
     """The virtual machine did not come up.
 
     ``stage`` is one of ``build_vm``, ``mount``, ``image``, ``network``, ``config``, ``other``; ``errno``
-    is the guest's or host's error number where there is one.
+    is the guest's or host's error number where there is one, ``hint`` what to do where that is known.
     """
 
     code = "boot-failed"
 
-    def __init__(self, name: str, message: str, *, stage: str = "other", errno: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        *,
+        stage: str = "other",
+        errno: int | None = None,
+        hint: str | None = None,
+    ) -> None:
         super().__init__(f'failed to start "{name}": {message}')
         self.name = name
         self.message = message
         self.stage = stage
         self.errno = errno
+        self.hint = hint
+
+
+class DiskError(MicrosandboxError, OSError):
+    """A disk image cannot be attached: ``errno`` says why, ``filename`` is the image."""
+
+    code = "disk-error"
+
+    def __init__(self, message: str, number: int | None, path: str) -> None:
+        super().__init__(message)
+        self.errno = number
+        self.filename = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.errno, self.filename)
+
+
+class DiskInUseError(DiskError):
+    """A disk image is attached to another machine, in a mode that excludes this one."""
+
+    code = "disk-in-use"
 
 
 class PoolTimeoutError(MicrosandboxError):
@@ -146,6 +181,12 @@ class AgentClientError(MicrosandboxError):
     def __init__(self, detail: str) -> None:
         super().__init__(f"agent client error: {detail}")
         self.detail = detail
+
+
+class AgentUnresponsiveError(AgentClientError):
+    """The guest's agent did not answer for some ten seconds; its sandbox was ended."""
+
+    code = "agent-unresponsive"
 
 
 class RuntimeTooOldError(AgentClientError):

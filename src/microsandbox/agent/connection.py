@@ -32,7 +32,12 @@ from microsandbox.agent.protocol import (
     since,
     text,
 )
-from microsandbox.errors import AgentClientError, RuntimeTooOldError, SandboxPausedError
+from microsandbox.errors import (
+    AgentClientError,
+    AgentUnresponsiveError,
+    RuntimeTooOldError,
+    SandboxPausedError,
+)
 
 DEFAULT_TIMEOUT = 10.0
 #: Undelivered bytes of one session: above the first the guest is asked to pause it, below the second it
@@ -78,7 +83,8 @@ class Session:
     async def next_message(self) -> Message | None:
         """As next_frame(), decoded. What cannot be understood is skipped: newer peers may add types.
 
-        Raises SandboxPausedError when the relay refused the session for that reason.
+        Raises SandboxPausedError when the relay refused the session for that reason, AgentUnresponsiveError
+        when the agent hangs.
         """
         while (frame := await self.next_frame()) is not None:
             try:
@@ -86,8 +92,8 @@ class Session:
             except ProtocolError as error:
                 log.debug("a frame of session %d was skipped: %s", self.id, error)
                 continue
-            if message.kind is MessageType.ERROR and message.payload.get("kind") == Refusal.PAUSED:
-                raise SandboxPausedError(text(message.payload, "message") or "the sandbox is paused")
+            if message.kind is MessageType.ERROR:
+                _raise_refusal(message)
             return message
         return None
 
@@ -149,6 +155,15 @@ class Session:
         self._paused = paused
         if self._connection.supports_flow and not self._ended:
             self._connection.send_soon(encode(self.id, MessageType.FLOW, {"paused": paused}))
+
+
+def _raise_refusal(message: Message) -> None:
+    """Raise what a core.error of the relay means; others are the caller's."""
+    kind, said = message.payload.get("kind"), text(message.payload, "message")
+    if kind == Refusal.PAUSED:
+        raise SandboxPausedError(said or "the sandbox is paused")
+    if kind == Refusal.UNRESPONSIVE:
+        raise AgentUnresponsiveError(said or "the agent does not answer")
 
 
 def _is_flow(frame: Frame) -> bool:

@@ -5,7 +5,8 @@
 
 It is the protocol of microsandbox 0.5.6, so its clients can talk to our relay. Ours on top: the
 ``core.boot.*`` messages, which only the supervisor and the agent exchange before ``core.ready``;
-``core.flow``, which an agent that lists the feature ``flow`` in ``core.ready`` understands; and
+``core.flow``, which an agent that lists the feature ``flow`` in ``core.ready`` understands; ``core.ping``,
+which the supervisor sends and the agent answers with ``core.pong`` (feature ``ping``); and
 ``core.machine.*``, which clients and the relay exchange about the machine, past the agent.
 """
 
@@ -48,6 +49,8 @@ class MessageType(StrEnum):
     CLOCK_SYNC = "core.clock.sync"
     ERROR = "core.error"
     FLOW = "core.flow"
+    PING = "core.ping"
+    PONG = "core.pong"
     MACHINE_PAUSE = "core.machine.pause"
     MACHINE_RESUME = "core.machine.resume"
     MACHINE_STATE = "core.machine.state"
@@ -128,6 +131,7 @@ class Refusal(StrEnum):
 
     PAUSED = "sandbox_paused"
     NOT_RUNNING = "sandbox_not_running"
+    UNRESPONSIVE = "agent_unresponsive"
 
 
 def flags_of(kind: MessageType) -> Flag:

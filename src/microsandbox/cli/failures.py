@@ -49,13 +49,6 @@ _KINDS = {
     "out_of_memory": ("out of memory", "try a larger `--memory`"),
     "pty_setup_failed": ("pty setup", "the terminal could not be made; pipe stdin (`< /dev/null`)"),
 }
-_BOOT_HINTS = {
-    ("mount", 2): "the host path for one of the mounts does not exist",
-    ("mount", 13): "the host path is not readable by msb (check permissions)",
-    ("image", 2): "rootfs not found — try `msb pull <image>` first",
-    ("network", 48): "the port is already bound by another program",
-    ("network", 98): "the port is already bound by another program",
-}
 
 
 class GuestCommandError(Exception):
@@ -118,8 +111,8 @@ def _report_guest_command(error: GuestCommandError) -> int:
 def _report_boot(error: BootError) -> int:
     first, *more = error.message.splitlines() or [""]
     details = [f"{error.stage}: {first}", *more]
-    if error.errno is not None and (error.stage, error.errno) in _BOOT_HINTS:
-        details.append(_BOOT_HINTS[error.stage, error.errno])
+    if error.hint is not None:
+        details.append(error.hint)
     if _has_logs(error.name):
         details.append(f"run `msb logs --source system {shlex.quote(error.name)}` for full diagnostics")
     output.error(f'failed to start "{error.name}"', details)

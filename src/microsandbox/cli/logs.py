@@ -152,8 +152,7 @@ def _show_boot_error(name: str, paths: SandboxPaths, style: Style) -> None:
     """Why the sandbox did not come up the last time, before anything else."""
     if not os.path.exists(paths.boot_error):  # noqa: PTH110
         return
-    from microsandbox.errors import BootError
-    from microsandbox.runtime.boot import BootFailure
+    from microsandbox.runtime.boot_failure import BootFailure
 
     failure = BootFailure.load(paths.boot_error)
     if failure is None:
@@ -163,4 +162,4 @@ def _show_boot_error(name: str, paths: SandboxPaths, style: Style) -> None:
         stamp = output.rfc3339(paths.boot_error.stat().st_mtime)
         sys.stdout.buffer.write(_json_line({"t": stamp, "s": "boot-error", "d": text}))
     else:
-        report(BootError(name, failure.message, stage=failure.stage, errno=failure.errno))
+        report(failure.as_error(name))

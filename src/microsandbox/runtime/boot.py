@@ -16,59 +16,19 @@ has said hello in another life: it is sent its configuration at once.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from microsandbox.agent.protocol import Frame, Message, MessageType, ProtocolError, decode, integer, text
+from microsandbox.runtime.boot_failure import STAGES, BootFailure, LinkLost
 from microsandbox.runtime.guest_link import GuestLink
-from microsandbox.store.files import write_atomically
-from microsandbox.tools import last_lines
 
 #: Seconds from the start of the machine to ``core.ready``. Generous, because under emulation a busy
 #: host makes guests slow; everything that can go wrong by itself is noticed by its own event.
 BOOT_TIMEOUT = 120.0
-_STAGES = frozenset({"build_vm", "mount", "image", "network", "config", "other"})
-_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
-_INIT_END = re.compile(rb"Attempted to kill init! exitcode=0x([0-9a-f]{8})")
-_AGENT_LINE = re.compile(rb"agentd: ([^\r\n]*)")
-
-
-class BootFailure(Exception):
-    """Why the guest did not come up; kept as boot-error.json for the owner."""
-
-    def __init__(self, message: str, stage: str = "other", errno: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.stage = stage
-        self.errno = errno
-
-    def save(self, path: Path) -> None:
-        document = {
-            "t": time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()),
-            "stage": self.stage,
-            "errno": self.errno,
-            "message": self.message,
-        }
-        write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
-
-    @classmethod
-    def load(cls, path: Path) -> BootFailure | None:
-        """The saved record, if there is a readable one."""
-        try:
-            document = json.loads(path.read_bytes()[: 64 << 10])
-            return cls(str(document["message"]), str(document["stage"]), integer(document, "errno"))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-
-class LinkLost(BootFailure):
-    """The agent's port ended; why, the machine's end may tell better."""
 
 
 class BootStage(StrEnum):
@@ -169,45 +129,9 @@ async def _expect(guest: GuestLink, frames: asyncio.Queue[Frame], kind: MessageT
         stage = text(message.payload, "stage") or "other"
         raise BootFailure(
             text(message.payload, "message") or "the agent gave no reason",
-            stage if stage in _STAGES else "other",
+            stage if stage in STAGES else "other",
             integer(message.payload, "errno"),
         )
     if message.kind is not kind:
         raise BootFailure(f"the agent sent {message.kind.value} instead of {kind.value}")
     return frame, message
-
-
-def panic_reason(console: bytes) -> str | None:
-    """Why the guest kernel panicked, if it did: its word, and the agent's last one."""
-    match = _PANIC.search(console)
-    if match is None:
-        return None
-    reason = match[1].decode("utf-8", "replace")
-    if (end := _INIT_END.search(match[1])) is not None:
-        reason = f"PID 1 {_how(int(end[1], 16))}"
-    if lines := _AGENT_LINE.findall(console):
-        reason += f" ({lines[-1].decode('utf-8', 'replace')})"
-    return f"the guest kernel panicked: {reason}"
-
-
-def init_is_done(console: bytes) -> bool:
-    """Whether PID 1 ended by itself, with status 0. For the kernel that is a panic as any other end of it."""
-    match = _PANIC.search(console)
-    end = None if match is None else _INIT_END.search(match[1])
-    return end is not None and int(end[1], 16) == 0
-
-
-def _how(status: int) -> str:
-    """A wait(2) status in words."""
-    number = status & 0x7F
-    return f"was killed by signal {number}" if number else f"exited with status {status >> 8 & 0xFF}"
-
-
-def explain_exit(status: int, console: bytes, errors: str) -> BootFailure:
-    """Why a machine ended before its guest was ready, from what it left behind."""
-    if (panic := panic_reason(console)) is not None:
-        return BootFailure(panic)
-    if errors:
-        return BootFailure(f"QEMU failed: {errors}", "build_vm")
-    said = last_lines(console) or "it printed nothing"
-    return BootFailure(f"the machine ended (status {status}) before the guest was ready; its console: {said}")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from microsandbox import tools
-from microsandbox.errors import InvalidConfigError, IoError, MicrosandboxError
+from microsandbox.errors import DiskError, DiskInUseError, InvalidConfigError, IoError
 from microsandbox.store.files import FileLock, copy_sparse, make_private, partial_path
 from microsandbox.store.home import Home
 
@@ -17,12 +17,6 @@ _JOURNAL_MIB, _JOURNAL_FROM_MIB = 16, 256
 # The file is all holes, so its inode tables are zero already: the guest need not write them again.
 _PREZEROED = "assume_storage_prezeroed=1,root_owner=0:0"
 _OLDER_E2FSPROGS = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
-
-
-class DiskInUseError(MicrosandboxError):
-    """A disk is attached elsewhere, in a mode that excludes this one."""
-
-    code = "disk-in-use"
 
 
 def make_upper(home: Home, target: Path, size_mib: int) -> None:
@@ -93,7 +87,7 @@ def open_locked(path: Path, *, writable: bool) -> int:
     descriptor is open, so it survives the owner and ends with the machine.
 
     Raises DiskInUseError when it is attached elsewhere in another mode, InvalidConfigError when it does
-    not exist.
+    not exist, DiskError when it cannot be opened or locked.
     """
     try:
         fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
@@ -102,16 +96,19 @@ def open_locked(path: Path, *, writable: bool) -> int:
             f"disk image host path does not exist: {path} ({error.strerror} (os error {error.errno}))"
         ) from error
     except OSError as error:
-        raise MicrosandboxError(f"open disk image lock {path}: {error.strerror}") from error
+        raise _disk_error(f"open disk image lock {path}", error, path) from error
     operation = fcntl.LOCK_EX if writable else fcntl.LOCK_SH
     try:
         fcntl.flock(fd, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError as error:
         os.close(fd)
-        raise DiskInUseError(
-            f'disk image "{path}" is already attached with an incompatible disk mode'
-        ) from None
+        message = f'disk image "{path}" is already attached with an incompatible disk mode'
+        raise DiskInUseError(message, error.errno, str(path)) from error
     except OSError as error:
         os.close(fd)
-        raise MicrosandboxError(f"lock disk image {path}: {error.strerror}") from error
+        raise _disk_error(f"lock disk image {path}", error, path) from error
     return fd
+
+
+def _disk_error(what: str, error: OSError, path: Path) -> DiskError:
+    return DiskError(f"{what}: {error.strerror} (os error {error.errno})", error.errno, str(path))

@@ -13,6 +13,7 @@ from msgspec import convert
 
 from microsandbox.errors import VmmError
 from microsandbox.runtime import descriptors
+from microsandbox.runtime.boot_failure import BootFailure
 from microsandbox.runtime.plan import LaunchPlan, Parcel
 from microsandbox.runtime.program import Started
 from microsandbox.store.files import make_private
@@ -85,9 +86,15 @@ def supervise(
     catalog = SandboxCatalog(Database(Path(plan.database), plan.database_config))
     path = Path(plan.agent_socket)
     listeners: list[socket.socket] = []
-    # Nothing of the name's is touched before: it may be another sandbox's by now.
-    if not catalog.take_over(plan.run_id, lambda: listeners.append(_listen(path))):
-        _release_metrics(plan)
+    try:
+        # Nothing of the name's is touched before: it may be another sandbox's by now.
+        if not catalog.take_over(plan.run_id, lambda: listeners.append(_listen(path))):
+            _release_metrics(plan)
+            return 1
+    except OSError as error:
+        # Nobody knows of this process yet: its owner finds the record when there is no startup line.
+        make_private(plan.logs)
+        BootFailure(f"bind {path}: {error.strerror} (os error {error.errno})").save(plan.boot_error)
         return 1
     bound = path.stat()
     try:

@@ -162,6 +162,11 @@ class Relay:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        #: Set while anybody waits for the guest; since when, and when it said something, as time.monotonic().
+        self.awaited = asyncio.Event()
+        self.awaited_since = self.last_heard = 0.0
+        #: Called for each frame of the guest.
+        self.on_heard: Callable[[], None] = lambda: None
         #: Set by the first client.
         self.visited = asyncio.Event()
         self.last_activity = time.monotonic()
@@ -183,6 +188,13 @@ class Relay:
             self._server.close()
         for client in list(self._clients.values()):
             client.disconnect("the sandbox has ended")
+
+    def give_up(self, message: str) -> None:
+        """Tell everybody who waits for the guest that it does not answer."""
+        told = {"kind": Refusal.UNRESPONSIVE.value, "message": message}
+        for client in self._clients.values():
+            for id in list(client.sessions):
+                client.forward(encode(id, MessageType.ERROR, told))
 
     def update_reading(self) -> None:
         """Read the clients whose words can go somewhere, and not the others."""
@@ -329,6 +341,9 @@ class Relay:
         else:
             client.sessions[frame.id] = SessionKind.OTHER
         self._idle.clear()
+        if not self.awaited.is_set():
+            self.awaited_since = time.monotonic()
+            self.awaited.set()
 
     def pause_session(self, client: _Client, id: int, paused: bool) -> None:
         self._to_guest(client, encode(id, MessageType.FLOW, {"paused": paused}))
@@ -343,9 +358,13 @@ class Relay:
     # guest
 
     def _from_guest(self, frame: Frame) -> None:
-        self.last_activity = time.monotonic()
+        self.last_heard = time.monotonic()
+        self.on_heard()
+        if frame.id == 0:  # to the supervisor: nobody's activity
+            return
+        self.last_activity = self.last_heard
         client = self._clients.get(min(frame.id // ID_STEP, MAX_CLIENTS - 1))
-        if frame.id == 0 or client is None or frame.id not in client.sessions:
+        if client is None or frame.id not in client.sessions:
             return
         self.exec_log.take(frame)
         client.forward(frame)
@@ -355,3 +374,4 @@ class Relay:
     def _update_idle(self) -> None:
         if not any(client.sessions for client in self._clients.values()):
             self._idle.set()
+            self.awaited.clear()

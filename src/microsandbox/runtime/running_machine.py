@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from pathlib import Path
 
-from microsandbox.runtime.boot import BootFailure, LinkLost, explain_exit
+from microsandbox.runtime.boot_failure import BootFailure, LinkLost, explain_exit
 from microsandbox.runtime.guest_link import GuestLink
 from microsandbox.runtime.log_files import LogStream, RotatingFile
 from microsandbox.tools import last_lines
@@ -50,9 +51,10 @@ class RunningMachine:
         await asyncio.wait((self.exited,), timeout=PORT_TO_EXIT)
         if not self.exited.done():
             return failure
-        async with asyncio.timeout(_LAST_WORDS):
-            await self.console.ended.wait()
-            await self.errors.ended.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await self.console.ended.wait()
+                await self.errors.ended.wait()
         return explain_exit(self.exited.result(), self.console.tail, last_lines(self.errors.tail))
 
 

@@ -25,17 +25,13 @@ from msgspec import Struct
 
 from microsandbox.agent.protocol import Frame, MessageType
 from microsandbox.errors import MicrosandboxError
-from microsandbox.runtime.boot import (
-    BOOT_TIMEOUT,
-    BootFailure,
-    LinkLost,
-    bring_up,
-    init_is_done,
-    panic_reason,
-)
+from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
+from microsandbox.runtime.boot_failure import BootFailure, LinkLost, init_is_done, panic_reason
 from microsandbox.runtime.builder_process import build_in_background
+from microsandbox.runtime.clock import keep_clock
 from microsandbox.runtime.exec_log import STARTED, STOPPED, ExecLog
 from microsandbox.runtime.guest_link import GuestLink
+from microsandbox.runtime.health import UNRESPONSIVE, Health
 from microsandbox.runtime.idleness import until_idle
 from microsandbox.runtime.launch import launch_cold
 from microsandbox.runtime.pausing import Pausing
@@ -51,14 +47,13 @@ from microsandbox.template.store import discard_template
 from microsandbox.tools import last_lines
 from microsandbox.units import MIB
 from microsandbox.vmm.qemu import VirtualMachine
+from microsandbox.vmm.threads import Threads
 
 #: Seconds the guest has to flush its disks and power off.
 FLUSH_WINDOW = 8.0
 #: The same when the owner is gone: nobody waits for the sandbox any more. With an init it is as long as ever:
 #: the guest gives that up to 6.5 s before it flushes and powers off itself.
 ORPHAN_FLUSH_WINDOW = 4.0
-#: Seconds between settings of the guest's clock.
-CLOCK_INTERVAL = 60.0
 #: Seconds that other work waits for the owner to come first.
 _FIRST_VISIT = 1.0
 _DETACH = b"\x01"
@@ -122,12 +117,17 @@ class Supervisor:
         )
         self._watch_signals()
         self._watch_owner()
-        if plan.max_duration is not None:
+        if plan.max_duration is not None:  # it counts from here, whatever becomes of the boot
             self._start(self._limit_duration(plan.max_duration))
         try:
             return await self._supervise()
         except BootFailure as failure:
             self._record_failure(failure)
+            return 1
+        except (MicrosandboxError, OSError) as error:
+            if self._serving is not None:
+                raise
+            self._record_failure(BootFailure.of(error))
             return 1
         finally:
             for task in self._tasks:
@@ -144,7 +144,8 @@ class Supervisor:
             await self._stop(machine, None)
             reason = self._ending.result().reason
             if reason is not Reason.SIGNAL:  # else whoever sent it knows
-                BootFailure(f"it was ended before it was ready: {reason}").save(self._plan.boot_error)
+                why = f"it was ended before its guest was ready: {reason}"
+                BootFailure(why, "other").save(self._plan.boot_error)
             return self._record_end(await machine.exited)
         exec_log = ExecLog.open(self._plan.logs)
         exec_log.mark(STARTED)
@@ -340,7 +341,8 @@ class Supervisor:
             self.end(ending)
 
     def _start_timers(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
-        self._start(self._keep_clock(guest, pausing))
+        self._start(keep_clock(guest, pausing.running))
+        self._start(self._watch_health(guest, relay, pausing))
         if self._plan.idle_timeout is not None:
             self._start(self._limit_idleness(self._plan.idle_timeout, relay, pausing))
         if self._plan.pause_after is not None:
@@ -366,11 +368,11 @@ class Supervisor:
         await until_idle(relay, seconds, pausing.idleness_counts)
         self.end(Ending(Reason.IDLE_TIMEOUT, FLUSH_WINDOW))
 
-    async def _keep_clock(self, guest: GuestLink, pausing: Pausing) -> None:
-        while True:
-            await asyncio.sleep(CLOCK_INTERVAL)
-            await pausing.running.wait()
-            guest.send_message(MessageType.CLOCK_SYNC, {"unix_time_nanos": time.time_ns()})
+    async def _watch_health(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
+        await Health(relay, guest, pausing.running, Threads(self._machine.vm.pid)).until_hung()
+        if not self._ending.done():
+            relay.give_up(UNRESPONSIVE)
+            self.end(Ending(Reason.AGENT_UNRESPONSIVE, 0, UNRESPONSIVE))
 
     # what is left behind
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from microsandbox.errors import MicrosandboxError, TemplateError
-from microsandbox.runtime.boot import BootFailure, Handshake, LinkLost
+from microsandbox.runtime.boot import Handshake
+from microsandbox.runtime.boot_failure import BootFailure, LinkLost
 from microsandbox.runtime.disks import make_upper, open_locked
 from microsandbox.runtime.running_machine import RunningMachine
 from microsandbox.store.files import make_private, partial_path, remove_tree, write_atomically

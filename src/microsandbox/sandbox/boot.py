@@ -7,6 +7,7 @@ the writable layer. Whatever fails from here on leaves a stopped sandbox and no 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import posixpath
@@ -21,13 +22,21 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from microsandbox.agent.connection import Connection
-from microsandbox.errors import BootError, FilesystemError, InvalidConfigError
+from microsandbox.errors import (
+    BootError,
+    DiskError,
+    DiskInUseError,
+    FilesystemError,
+    InvalidConfigError,
+    MicrosandboxError,
+)
 from microsandbox.image.store import StoredImage
 from microsandbox.metrics.registry import Entry, RegistryError, Reservation
 from microsandbox.runtime import standby
-from microsandbox.runtime.boot import BOOT_TIMEOUT, BootFailure
+from microsandbox.runtime.boot import BOOT_TIMEOUT
+from microsandbox.runtime.boot_failure import OUT_OF_MEMORY, BootFailure
 from microsandbox.runtime.descriptors import FIRST_DISK_FD
-from microsandbox.runtime.disks import DiskInUseError, open_locked
+from microsandbox.runtime.disks import open_locked
 from microsandbox.runtime.first_words import first_words
 from microsandbox.runtime.launch import parcel
 from microsandbox.runtime.plan import DiskPlan, LaunchPlan, MetricsPlan, Parcel
@@ -39,12 +48,13 @@ from microsandbox.sandbox.handoff import boot_init
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.templates import Start
 from microsandbox.store.files import write_atomically
+from microsandbox.store.home import SandboxPaths
 from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, SandboxRow, Status
 from microsandbox.template.shape import ROOT
 from microsandbox.units import MIB
 from microsandbox.vmm.host import Host, examine_host
-from microsandbox.vmm.kernel import installed_kernel, prepare_kernel
+from microsandbox.vmm.kernel import GuestKernel, installed_kernel, prepare_kernel
 
 #: How often, and at which interval in seconds, a lock is asked for that another machine still has.
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 20, 0.05
@@ -74,7 +84,8 @@ def starting(context: Context, row: SandboxRow) -> Iterator[None]:
     except BaseException as error:
         given_up = context.sandboxes.was_given_up(row)
         assert row.run_id is not None
-        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR)
+        detail = str(error) if isinstance(error, MicrosandboxError) else None
+        context.sandboxes.end_run(row.id, row.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, detail=detail)
         if given_up and isinstance(error, Exception):
             raise BootError(row.name, GIVEN_UP) from error
         raise
@@ -96,17 +107,25 @@ async def boot(
     reservation: Reservation | None = None
     try:
         paths.boot_error.unlink(missing_ok=True)
+        _check_memory(row.name, config, host.kernel)
         with ExitStack() as stack:
             disks = []
-            for path, writable in ((image.rootfs, False), (paths.upper, True)):
-                disks.append(await _open_disk(path, writable=writable))
+            for path, writable, stage in ((image.rootfs, False, "image"), (paths.upper, True, "mount")):
+                try:
+                    disks.append(await _open_disk(path, writable=writable))
+                except (DiskError, InvalidConfigError) as error:
+                    raise BootFailure.of(error, stage).as_error(row.name) from error
                 stack.callback(os.close, disks[-1])
             if not context.sandboxes.is_live(row):  # the disk may be that of who has the name now
                 raise BootError(row.name, GIVEN_UP)
             trace.mark("disks open")
             reservation = reserve_metrics(context, row, config)
             plan = _plan(context, row, config, host, start, trace, reservation)
-            handle = await spawn(_parcel(plan, stack), disks, mode, reservation=reservation)
+            try:
+                handle = await spawn(_parcel(plan, stack), disks, mode, reservation=reservation)
+            except MicrosandboxError as error:
+                _raise_recorded(paths, error)
+                raise
             trace.mark("supervisor runs")
         connection = await _connect(context, row, handle)
         try:
@@ -122,6 +141,14 @@ async def boot(
         raise
     asyncio.get_running_loop().call_later(SPARE_DELAY, standby.sandbox_made)
     return handle, connection
+
+
+def _check_memory(name: str, config: SandboxConfig, kernel: GuestKernel) -> None:
+    """Without room for itself a kernel hangs or resets, and cannot say why. Raises BootError."""
+    needed = kernel.memory_needed()
+    if config.memory_mib * MIB < needed:
+        has = f"it has {config.memory_mib} MiB, its kernel alone takes {-(-needed // MIB)}"
+        raise BootFailure(f"{OUT_OF_MEMORY}: {has}", "build_vm", errno.ENOMEM).as_error(name)
 
 
 async def _open_disk(path: Path, *, writable: bool) -> int:
@@ -252,9 +279,7 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
             return opening.result()
         if not exited.done():
             await asyncio.wait((exited,), timeout=5)
-        failure = BootFailure.load(context.home.sandbox(row.name).boot_error)
-        if failure is not None:
-            raise BootError(row.name, failure.message, stage=failure.stage, errno=failure.errno)
+        _raise_recorded(context.home.sandbox(row.name), None)
         if not exited.done():
             return opening.result()
         raise BootError(
@@ -267,6 +292,13 @@ async def _connect(context: Context, row: SandboxRow, handle: ProcessHandle) -> 
     finally:
         for task in (opening, exited):  # not waited for: a cancellation would be lost in that
             task.cancel()
+
+
+def _raise_recorded(paths: SandboxPaths, cause: Exception | None) -> None:
+    """Raise the BootError that the supervisor has left a record of, if it has."""
+    failure = BootFailure.load(paths.boot_error)
+    if failure is not None:
+        raise failure.as_error(paths.directory.name) from cause
 
 
 async def _check_workdir(connection: Connection, config: SandboxConfig) -> None:

@@ -190,7 +190,9 @@ async def _make_files(
     """
     paths = SandboxPaths(place.path, place.path)
     try:
-        paths.logs.mkdir(mode=0o700)
+        paths.logs.mkdir(
+            mode=0o700, exist_ok=True
+        )  # by a run that lost the name just now, and starts in vain
         making = asyncio.ensure_future(
             asyncio.to_thread(_make_upper, context.home, config, paths.upper, start)
         )

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from microsandbox.errors import IoError
+from microsandbox.errors import IoError, MicrosandboxError
 
 #: Names of unfinished files and directories; ``remove_leftovers`` knows them by it.
 PARTIAL_PREFIX = ".partial-"
@@ -201,7 +201,7 @@ def host_errors() -> Iterator[None]:
     """Have the operating system's refusals in the block raised as IoError, which callers know."""
     try:
         yield
-    except TimeoutError:  # an OSError too, but of whoever waits
+    except (TimeoutError, MicrosandboxError):  # OSErrors too, but of whoever waits, or told already
         raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -121,9 +121,14 @@ class SandboxCatalog:
         return row
 
     def find(self, name: str) -> SandboxRow | None:
-        with self._database.read() as connection:
-            found = connection.execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchone()
-        return self._reconcile(_row(found)) if found else None
+        while True:
+            with self._database.read() as connection:
+                found = connection.execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchone()
+            if found is None:
+                return None
+            row = self._reconcile(_row(found))
+            if row is not None:  # else it was removed while it was looked at, and the name may be another's
+                return row
 
     def list(self, labels: Mapping[str, str] | None = None) -> list[SandboxRow]:
         """All sandboxes that carry every given label, newest first, reconciled."""
@@ -135,7 +140,7 @@ class SandboxCatalog:
         with self._database.read() as connection:
             found = connection.execute(query, [part for pair in (labels or {}).items() for part in pair])
             rows = [_row(row) for row in found.fetchall()]
-        return [self._reconcile(row) for row in rows]
+        return [row for row in map(self._reconcile, rows) if row is not None]
 
     # transitions
 
@@ -324,14 +329,15 @@ class SandboxCatalog:
                 take_away()
             return found
 
-    def _reconcile(self, row: SandboxRow) -> SandboxRow:
-        """What the row should say, given the process that answers for it."""
+    def _reconcile(self, row: SandboxRow) -> SandboxRow | None:
+        """What the row should say, given the process that answers for it; None when it is gone."""
         if row.stale is None:
             return row
         with self._database.write() as connection:
-            current = _row(
-                connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone() or _gone(row)
-            )
+            found = connection.execute(f"{_SELECT} WHERE s.id = ?", (row.id,)).fetchone()
+            if found is None:
+                return None
+            current = _row(found)
             if current.run_id != row.run_id or current.process != row.process or current.status.terminal:
                 return current
             assert row.run_id is not None
@@ -361,10 +367,6 @@ def _row(found: sqlite3.Row) -> SandboxRow:
         found["boot_id"],
         bool(found["killed"]),
     )
-
-
-def _gone(row: SandboxRow) -> sqlite3.Row:
-    raise SandboxNotFoundError(row.name)
 
 
 def _find(connection: sqlite3.Connection, name: str) -> SandboxRow:

@@ -86,6 +86,13 @@ def loaded_part(data: bytes) -> bytes:
     return bytes(result[:end])
 
 
+def memory_end(data: bytes) -> int:
+    """The first physical address after everything that is loaded; the headers are enough. Raises ElfError."""
+    header = _header(data)
+    programs = (_unpack(_PROGRAM, data, header[5] + index * header[9]) for index in range(header[10]))
+    return max((program[4] + program[6] for program in programs if program[0] == _PT_LOAD), default=0)
+
+
 def _aligned(size: int) -> int:
     return (size + 3) & ~3
 

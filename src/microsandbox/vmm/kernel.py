@@ -34,6 +34,7 @@ from microsandbox.store.files import (
     write_atomically,
 )
 from microsandbox.store.home import Home
+from microsandbox.vmm import elf
 from microsandbox.vmm.architecture import Architecture, host_architecture
 from microsandbox.vmm.modules import PREFERRED_BEFORE, REQUIRED
 
@@ -53,6 +54,8 @@ _MANIFEST = "manifest"
 _LOCK = ".lock"
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_AGENT_BYTES = 32 << 20
+#: Bytes at the beginning of an ELF file that hold its headers.
+_ELF_HEADERS = 4096
 
 
 class GuestKernel(Struct, frozen=True):
@@ -63,6 +66,18 @@ class GuestKernel(Struct, frozen=True):
     initramfs: Path
     fingerprint: str
     source: str
+
+    def memory_needed(self) -> int:
+        """Bytes that kernel and initramfs take when they are loaded; a guest with less cannot start.
+
+        0 for a kernel that is no ELF file. Raises OSError.
+        """
+        with self.vmlinux.open("rb") as file:
+            try:
+                kernel = elf.memory_end(file.read(_ELF_HEADERS))
+            except elf.ElfError:
+                return 0
+        return kernel + self.initramfs.stat().st_size
 
 
 def installed_kernel(home: Home, *, agent: Path | None = None) -> GuestKernel | None:

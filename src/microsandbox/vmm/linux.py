@@ -54,6 +54,7 @@ else:
         "fchownat": 54, "fchown": 55, "utimensat": 88, "ptrace": 117, "socket": 198, "socketpair": 199,
         "connect": 203, "io_uring_setup": 425, "fchmodat2": 452,
     }  # fmt: skip
+_CLOCK_REALTIME, _TIMER_ABSTIME, _TIMER_CANCEL_ON_SET, _FAR_FUTURE = 0, 1, 2, 1 << 33
 _SYS_MOUNT_SETATTR = 442
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _AT_RECURSIVE, _AT_FDCWD = 1, 2, 4, 0x8000, -100
 _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
@@ -79,6 +80,22 @@ def clone(flags: int, exit_signal: int) -> int:
 def set_signal(number: int, disposition: int) -> None:
     """Ignore a signal (SIG_IGN), or have it do what it does by default (SIG_DFL)."""
     _libc.signal(number, ctypes.c_void_p(disposition))
+
+
+def clock_changes() -> int:
+    """A descriptor that becomes readable when CLOCK_REALTIME is set, also by the end of a suspend.
+
+    Each read then fails with ECANCELED, once for all changes before it. It does not block.
+    """
+    fd = _check(_libc.timerfd_create(_CLOCK_REALTIME, os.O_CLOEXEC | os.O_NONBLOCK), "timerfd_create")
+    never = (ctypes.c_long * 4)(0, 0, _FAR_FUTURE, 0)
+    flags = _TIMER_ABSTIME | _TIMER_CANCEL_ON_SET
+    try:
+        _check(_libc.timerfd_settime(fd, flags, never, None), "timerfd_settime")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from microsandbox.cli.failures import GuestCommandError, report
-from microsandbox.errors import BootError, ExecFailedError, InvalidConfigError
+from microsandbox.errors import ExecFailedError, InvalidConfigError
+from microsandbox.runtime.boot_failure import BootFailure
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_the_error_number_as_far_as_it_is_known(capsys, errno, name, suffix):
 
 def test_a_sandbox_that_did_not_boot(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("MSB_HOME", str(tmp_path))
-    error = BootError("box", "no disk\nconsole line", stage="image", errno=2)
+    error = BootFailure("no disk\nconsole line", "image", 2).as_error("box")
     assert report(error) == 1
     assert capsys.readouterr().err.splitlines() == [
         'error: failed to start "box"',

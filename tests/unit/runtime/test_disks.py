@@ -1,13 +1,15 @@
 """Locks on disk images: one writer or many readers, for as long as any copy of the descriptor is open."""
 
+import errno
 import os
+import pickle
 import subprocess
 from contextlib import ExitStack
 
 import pytest
 
-from microsandbox.errors import InvalidConfigError, MicrosandboxError
-from microsandbox.runtime.disks import DiskInUseError, open_locked
+from microsandbox.errors import DiskError, DiskInUseError, InvalidConfigError
+from microsandbox.runtime.disks import open_locked
 
 
 @pytest.fixture
@@ -41,7 +43,19 @@ def test_one_writes_and_nobody_else_has_it(attach, disk, writable):
     attach(writable=True)
     with pytest.raises(DiskInUseError) as told:
         attach(writable=writable)
-    assert str(told.value).endswith(f'disk image "{disk}" is already attached with an incompatible disk mode')
+    assert str(told.value) == f'disk image "{disk}" is already attached with an incompatible disk mode'
+    assert isinstance(told.value, OSError)
+    assert (told.value.errno, told.value.filename) == (errno.EAGAIN, str(disk))
+
+
+def test_the_error_of_a_disk_survives_pickling(attach, disk):
+    attach(writable=True)
+    with pytest.raises(DiskInUseError) as told:
+        attach(writable=True)
+    copy = pickle.loads(pickle.dumps(told.value))
+    assert (type(copy), str(copy), copy.errno, copy.filename) == (
+        DiskInUseError, str(told.value), errno.EAGAIN, str(disk)
+    )  # fmt: skip
 
 
 def test_a_copy_of_the_descriptor_in_another_process_keeps_the_lock(disk):
@@ -74,5 +88,7 @@ def test_a_disk_that_is_not_there_is_told(tmp_path):
 
 
 def test_a_disk_that_cannot_be_opened_is_told(tmp_path):
-    with pytest.raises(MicrosandboxError, match=f"open disk image lock {tmp_path}: Is a directory"):
+    with pytest.raises(DiskError) as told:
         open_locked(tmp_path, writable=True)
+    assert str(told.value) == f"open disk image lock {tmp_path}: Is a directory (os error 21)"
+    assert told.value.errno == errno.EISDIR

@@ -2,7 +2,7 @@
 
 import pytest
 
-from microsandbox.runtime.boot import init_is_done, panic_reason
+from microsandbox.runtime.boot_failure import init_is_done, panic_reason
 
 
 def console(words):

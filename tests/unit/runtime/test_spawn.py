@@ -2,14 +2,21 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime import spawn as spawning
 from microsandbox.runtime import standby
+from microsandbox.runtime.boot_failure import BootFailure
+from microsandbox.runtime.launch import supervise
 from microsandbox.runtime.plan import LaunchPlan, Parcel
+from microsandbox.runtime.program import Started
 from microsandbox.runtime.spawn import SpawnMode, spawn
+from microsandbox.store.database import Database
+from microsandbox.store.sandboxes import SandboxCatalog
 from microsandbox.vmm.jail import Jailed
 
 
@@ -24,7 +31,8 @@ class Slot:
 def parcel(tmp_path):
     (tmp_path / "box").mkdir()
     plan = LaunchPlan(
-        name="box", sandbox_id=1, run_id=1, database=str(tmp_path / "db"), directory=str(tmp_path / "box"),
+        name="box", sandbox_id=1, run_id=1, database=str(tmp_path / "db/msb.db"),
+        directory=str(tmp_path / "box"),
         agent_socket=str(tmp_path / "sock"), qemu={}, jail="namespaces", kernel="", initramfs="",
         accelerator="tcg", cpus=1, memory_mib=64, disks=(), boot={},
     )  # fmt: skip
@@ -107,3 +115,14 @@ async def test_the_supervisor_gets_its_descriptors_at_their_numbers(parcel, supe
     finally:
         del os.environ["OUT"]
         os.close(disk)
+
+
+def test_a_relay_socket_that_cannot_be_made_is_recorded_for_the_owner(parcel, tmp_path):
+    (tmp_path / "sock").mkdir()
+    qemu = {"binary": "", "version": "7.2", "firmware": "", "files": []}
+    row = SandboxCatalog(Database(Path(parcel.plan.database))).create("box", "{}", {}, None)
+    values = {**to_builtins(parcel.plan, builtin_types=(bytes,)), "qemu": qemu, "run_id": row.run_id}
+    assert supervise(values, Started(None, ()), None, []) == 1
+    failure = BootFailure.load(parcel.plan.logs / "boot-error.json")
+    assert failure.message == f"bind {tmp_path / 'sock'}: Is a directory (os error 21)"
+    assert (failure.stage, failure.errno) == ("network", 21)

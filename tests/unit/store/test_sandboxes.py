@@ -124,6 +124,25 @@ def test_a_reused_pid_is_not_taken_for_the_process(catalog, path):
     assert row.status is Status.RUNNING
 
 
+def test_a_stale_row_that_is_removed_while_it_is_looked_at_is_gone(path):
+    class Interrupted(Database):
+        """Somebody else comes between reading and writing."""
+
+        def write(self):
+            with sqlite3.connect(path) as other:
+                other.execute("PRAGMA foreign_keys = ON")
+                other.execute("DELETE FROM sandbox")
+            other.close()
+            return super().write()
+
+    catalog = SandboxCatalog(Interrupted(path))
+    for look, nothing in ((lambda: catalog.find("one"), None), (catalog.list, [])):
+        create(SandboxCatalog(Database(path)))
+        with Database(path).write() as connection:
+            connection.execute("UPDATE run SET pid_started = pid_started - 1")
+        assert look() == nothing
+
+
 def test_a_zombie_is_dead(catalog):
     child = subprocess.Popen(["sleep", "60"])
     identity = ProcessIdentity.of(child.pid)

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -411,3 +412,18 @@ def test_finding_a_kernel_is_quick(home, agent, image):
         assert installed_kernel(home, agent=agent) is not None
         times.append(time.perf_counter() - started)
     assert min(times) < 0.005, "it is on the way of every start"
+
+
+def test_what_a_kernel_needs_of_memory_is_its_last_segments_end_and_the_initramfs(tmp_path):
+    from microsandbox.vmm.kernel import GuestKernel
+
+    vmlinux, initramfs = tmp_path / "vmlinux", tmp_path / "initramfs"
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01", 2, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    load = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0x1000000, 10, 0x2000, 0)
+    note = struct.pack("<IIQQQQQQ", 4, 5, 0, 0, 0x9000000, 10, 0x2000, 0)
+    vmlinux.write_bytes(header + load + note)
+    initramfs.write_bytes(b"x" * 100)
+    kernel = GuestKernel("6", vmlinux, initramfs, "", "")
+    assert kernel.memory_needed() == 0x1002000 + 100
+    vmlinux.write_bytes(b"MZ")
+    assert kernel.memory_needed() == 0

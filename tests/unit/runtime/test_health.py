@@ -1,0 +1,185 @@
+"""When an agent counts as hanging, with threads of this process in the machine's place and a real link."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.errors import AgentUnresponsiveError
+from microsandbox.runtime import health
+from microsandbox.vmm.threads import Threads
+from tests.unit.runtime.conftest import settle
+
+
+class Agent:
+    """What the health check sees of relay and link; answers pings while ``answers`` is set."""
+
+    def __init__(self):
+        self.asked, self.answers = 0, True
+        self.awaited = asyncio.Event()
+        self.awaited.set()
+        self.awaited_since = self.last_heard = time.monotonic()
+        self.on_heard = lambda: None
+
+    def send_message(self, kind, payload=None, *, id=0):
+        assert kind is MessageType.PING
+        self.asked += 1
+        if self.answers:
+            self.last_heard = time.monotonic()
+            self.on_heard()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(health, "SILENCE", 0.1)
+    monkeypatch.setattr(health, "PATIENCE", 0.3)
+    monkeypatch.setattr(health, "_STEP", 0.1)
+
+
+def watch(agent, held_up=lambda _seconds: 0.0, *, running=True):
+    event = asyncio.Event()
+    if running:
+        event.set()
+    check = health.Health(agent, agent, event, SimpleNamespace(held_up=held_up))
+    return asyncio.ensure_future(check.until_hung())
+
+
+async def hangs_within(seconds, task):
+    done, _ = await asyncio.wait((task,), timeout=seconds)
+    task.cancel()
+    return bool(done)
+
+
+async def test_an_agent_that_does_not_answer_hangs(quick):
+    agent = Agent()
+    agent.answers = False
+    started = time.monotonic()
+    assert await hangs_within(2, watch(agent))
+    assert 0.35 < time.monotonic() - started < 1
+    assert agent.asked == 1
+
+
+async def test_one_that_answers_does_not_and_is_asked_again_only_when_it_is_silent(quick):
+    agent = Agent()
+    assert not await hangs_within(0.75, watch(agent))
+    assert 4 <= agent.asked <= 8
+
+
+@pytest.mark.parametrize("why", ["nobody waits", "the machine is paused"])
+async def test_nothing_is_asked_while(quick, why):
+    agent = Agent()
+    agent.answers = False
+    if why == "nobody waits":
+        agent.awaited.clear()
+    assert not await hangs_within(0.8, watch(agent, running=why == "nobody waits"))
+    assert agent.asked == 0
+
+
+async def test_a_machine_that_is_starved_has_time(quick):
+    agent = Agent()
+    agent.answers = False
+    assert not await hangs_within(1, watch(agent, lambda seconds: seconds))
+    started = time.monotonic()
+    assert await hangs_within(5, watch(agent, lambda seconds: seconds / 2))
+    assert time.monotonic() - started > 0.6, "half the time counts"
+
+
+async def test_time_in_which_this_process_did_not_run_does_not_count(quick):
+    agent = Agent()
+    agent.answers = False
+    task = watch(agent)
+    await asyncio.sleep(0.15)
+    time.sleep(1)
+    await asyncio.sleep(0)
+    assert not task.done()
+    assert await hangs_within(1, task)
+
+
+@pytest.fixture
+def spinner():
+    process = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_threads_that_sleep_or_have_ended_are_held_up_by_nobody():
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        threads = Threads(process.pid)
+        time.sleep(0.2)
+        assert threads.held_up(0.2) < 0.1
+    finally:
+        process.kill()
+        process.wait()
+    assert threads.held_up(1) == 0
+
+
+def test_a_thread_that_is_stopped_is_held_up(spinner):
+    threads = Threads(spinner)
+    os.kill(spinner, signal.SIGSTOP)
+    os.waitid(os.P_PID, spinner, os.WSTOPPED | os.WNOWAIT)
+    assert threads.held_up(0.5) == 0.5
+
+
+def test_threads_that_share_one_processor_wait_for_each_other(spinner):
+    cpu = min(os.sched_getaffinity(0))
+    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(3)]
+    try:
+        for pid in (spinner, *(other.pid for other in others)):
+            os.sched_setaffinity(pid, {cpu})
+        threads = Threads(spinner)
+        time.sleep(1)
+        assert 0.4 < threads.held_up(1) <= 1
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+async def test_everybody_who_waits_is_told_and_nobody_else(world):
+    client, bystander = await world.client(), await world.client()
+    sessions = [await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"}) for _ in range(2)]
+    await settle()
+    world.relay.give_up("it hangs")
+    for session in sessions:
+        with pytest.raises(AgentUnresponsiveError, match="agent client error: it hangs"):
+            await session.next_message()
+        assert session.ended
+    bystander.check_open(0)
+
+
+async def test_somebody_waits_from_the_first_request_to_the_last_answer(world):
+    relay = world.relay
+    assert not relay.awaited.is_set()
+    client = await world.client()
+    assert not relay.awaited.is_set(), "to connect is no request"
+    first = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    second = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    world.guest.end(first.id)
+    await settle()
+    assert relay.awaited.is_set()
+    world.guest.end(second.id)
+    await settle()
+    assert not relay.awaited.is_set()
+    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    client.close()
+    await settle()
+    assert not relay.awaited.is_set(), "who has left waits no longer"
+
+
+async def test_an_answer_to_the_question_is_nobodys_activity(world):
+    heard = []
+    world.relay.on_heard = lambda: heard.append(True)
+    before = world.relay.last_activity
+    world.guest.sock.sendall(encode(0, MessageType.PONG, {}).raw)
+    await settle()
+    assert heard == [True]
+    assert world.relay.last_heard > before == world.relay.last_activity
