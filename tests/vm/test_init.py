@@ -139,7 +139,7 @@ async def test_what_cannot_be_an_init_is_a_boot_error_that_names_it(image, name,
 
 
 async def test_auto_without_any_names_where_it_looked(session_home, name, tmp_path):
-    archive = busybox_archive(tmp_path / "none.tar", without=("sbin/init",), reference="test/none:latest")
+    archive = busybox_archive(tmp_path / "none.tar", without=("sbin/init",), reference="test/no-init:latest")
     [reference] = await Image.load(archive)
     with pytest.raises(
         BootError, match="auto: no init binary found, checked: /sbin/init, /lib/systemd/systemd"
