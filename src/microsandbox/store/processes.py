@@ -1,4 +1,7 @@
-"""Which process a catalogue row means: a pid alone may belong to somebody else by now."""
+"""Which process a catalogue row means: a pid alone may belong to somebody else by now.
+
+Where it cannot be found out, as without a free descriptor, that is an OSError: who lives is not called dead.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def boot_id() -> str:
     """The kernel's name for the time since the host was started; empty where it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except FileNotFoundError:
         return ""
 
 
@@ -33,10 +36,10 @@ class ProcessIdentity(Struct, frozen=True):
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """The identity of a live process; None for one that is gone or a zombie."""
+        """The identity of a live process; None for one that is gone or a zombie. Raises OSError."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         fields = stat[stat.rindex(b")") + 2 :].split()
         if fields[0] in (b"Z", b"X"):
@@ -52,20 +55,26 @@ class ProcessIdentity(Struct, frozen=True):
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return None
-        if self.alive():
-            return fd
-        os.close(fd)
-        return None
+        alive = False
+        try:
+            alive = self.alive()
+        finally:
+            if not alive:
+                os.close(fd)
+        return fd if alive else None
 
 
 def open_children(pid: int) -> list[int]:
-    """Descriptors of a process's children, each readable when that child has ended."""
+    """Descriptors of a process's children, each readable when that child has ended; those that can be had.
+
+    Nobody shall live because there was no descriptor to wait for its end.
+    """
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
     descriptors = []
     for child in children:
-        with suppress(ProcessLookupError):
+        with suppress(OSError):
             descriptors.append(os.pidfd_open(int(child)))
     return descriptors

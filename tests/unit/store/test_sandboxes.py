@@ -143,6 +143,23 @@ def test_a_stale_row_that_is_removed_while_it_is_looked_at_is_gone(path):
         assert look() == nothing
 
 
+def test_without_descriptors_nobody_is_called_dead(path, catalog):
+    create(catalog)
+    script = (
+        "import pathlib, resource, sys\n"
+        "from microsandbox.store.database import Database\n"
+        "from microsandbox.store.sandboxes import SandboxCatalog\n"
+        "catalog = SandboxCatalog(Database(pathlib.Path(sys.argv[1])))\n"
+        "before = catalog.list()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "try: catalog.list()\n"
+        "except OSError as error: print(error.strerror)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("Too many open files\n", "")
+    assert catalog.get("one").status is Status.RUNNING
+
+
 def test_a_zombie_is_dead(catalog):
     child = subprocess.Popen(["sleep", "60"])
     identity = ProcessIdentity.of(child.pid)
