@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from microsandbox import Sandbox
 from microsandbox.errors import SandboxNotFoundError
+from microsandbox.interpreter import module_command, module_environment
 from tests import audit
 from tests.soak.faults import FAKETIME, FAULTS, Fault, Scene
 from tests.soak.owner import PATIENCE
@@ -59,6 +60,7 @@ async def play(seed, number, home, image, seconds, tally):
             owner.kill()
             owner.communicate()
     await _end_the_rest(scene)
+    await asyncio.to_thread(_works, image)
     await asyncio.to_thread(_audit, home, before, image)
     tally.rounds[fault.name] += 1
 
@@ -125,6 +127,14 @@ async def _end_the_rest(scene):
             if handle.status in ("running", "paused", "draining"):
                 await (handle.stop if scene.rng.random() < 0.5 else handle.kill)()
             await handle.remove()
+
+
+def _works(image):
+    """After whatever has happened, the next one does what it always did."""
+    argv = module_command("microsandbox.cli", "run", "--quiet", image, "--", "echo", "works")
+    done = subprocess.run(argv, env=module_environment(), capture_output=True, text=True, timeout=PATIENCE)
+    if (done.returncode, done.stdout) != (0, "works\n"):
+        raise Leak(f"nothing works any more: {done.stdout}{done.stderr}")
 
 
 def _belongings(home):

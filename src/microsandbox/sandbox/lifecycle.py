@@ -7,6 +7,7 @@ returns, the disks are unlocked and the name is free.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -186,9 +187,10 @@ class Doomed:
             self._directory.rename(self._aside)
 
     def delete(self) -> None:
-        """Delete it, and what others did not get to delete for an hour."""
+        """Delete it, and what others did not get to delete: nothing that is aside is wanted any more."""
         remove_tree(self._aside)
-        remove_leftovers(self._directory.parent, older_than=time.time() - 3600)
+        with suppress(OSError):
+            remove_leftovers(self._directory.parent, older_than=math.inf)
 
 
 async def make_way(context: Context, name: str, grace: float) -> None:
