@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
 from microsandbox.arguments import parameter, seconds, text, text_map
-from microsandbox.errors import AgentClientError, MicrosandboxError, NotSupportedYetError
+from microsandbox.errors import MicrosandboxError, NotSupportedYetError
 from microsandbox.runtime.process import ProcessHandle
-from microsandbox.sandbox import lifecycle
+from microsandbox.sandbox import lifecycle, owned
 from microsandbox.sandbox.awaitable import AwaitableFlag, AwaitableText
 from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import CreateKeywords, SandboxConfig
-from microsandbox.store.processes import open_children
 from microsandbox.store.sandboxes import SandboxRow
 from microsandbox.types import SandboxStatus
 
@@ -291,19 +289,8 @@ class Sandbox:
         check_timeout(timeout)
         if self._process is None:
             await lifecycle.stop(self._context, self._row.name, timeout)
-            return
-        grace = lifecycle.STOP_TIMEOUT if timeout is None else timeout
-        try:
-            if grace > 0:
-                async with asyncio.timeout(grace):
-                    with suppress(AgentClientError):
-                        await self.request_stop()  # which may wait behind input that the guest does not take
-                    await self._process.wait()
-                return
-        except TimeoutError:
-            pass
-        with suppress(ProcessLookupError):  # it has ended by itself
-            await self._kill(self._process, lifecycle.KILL_TIMEOUT)
+        else:
+            await owned.stop(self._context, self._row, self._process, self.request_stop, timeout)
 
     async def kill(self, timeout: float | None = None) -> None:
         """End it now, without a flush, and wait up to ``timeout`` seconds (default 5)."""
@@ -311,24 +298,8 @@ class Sandbox:
         check_timeout(timeout)
         if self._process is None:
             await lifecycle.kill(self._context, self._row.name, timeout)
-            return
-        try:
-            await self._kill(self._process, lifecycle.KILL_TIMEOUT if timeout is None else timeout)
-        except ProcessLookupError as error:
-            raise _ended_already() from error
-
-    async def _kill(self, process: ProcessHandle, limit: float) -> None:
-        machine = open_children(process.pid) if process.try_wait() is None else []
-        try:
-            if process.try_wait() is None:
-                lifecycle.note_kill(self._context, self._row)
-            process.kill()
-        except ProcessLookupError:
-            await lifecycle.end_machine(machine, limit)
-            raise
-        if not all(await asyncio.gather(self._ended(limit), lifecycle.end_machine(machine, limit))):
-            raise lifecycle.not_observed(self._row.name)
-        lifecycle.settle_killed(self._context, self._row)
+        else:
+            await owned.kill(self._context, self._row, self._process, timeout)
 
     async def request_stop(self) -> None:
         """Ask for a power-off and return. Raises AgentClientError when the connection is gone."""
@@ -337,25 +308,19 @@ class Sandbox:
 
     async def request_kill(self) -> None:
         """Kill it and return."""
-        if self._process is not None and self._process.try_wait() is None:
-            lifecycle.note_kill(self._context, self._row)
-        self._ask(lifecycle.request_kill, ProcessHandle.kill)
+        self._check_usable()
+        if self._process is None:
+            lifecycle.request_kill(self._context, self._row.name)
+        else:
+            owned.request_kill(self._context, self._row, self._process)
 
     async def request_drain(self) -> None:
         """Let running commands finish, refuse new ones, then power off."""
-        self._ask(lifecycle.request_drain, ProcessHandle.drain)
-
-    def _ask(
-        self, by_name: Callable[[Context, str], None], by_process: Callable[[ProcessHandle], None]
-    ) -> None:
         self._check_usable()
         if self._process is None:
-            by_name(self._context, self._row.name)
-            return
-        try:
-            by_process(self._process)
-        except ProcessLookupError as error:
-            raise _ended_already() from error
+            lifecycle.request_drain(self._context, self._row.name)
+        else:
+            owned.request_drain(self._process)
 
     async def wait_until_stopped(self) -> SandboxStopResult:
         """Return when it has ended, however that comes about."""
@@ -399,15 +364,6 @@ class Sandbox:
         self._consumed = True
         self._connection.close()
         return False
-
-    async def _ended(self, timeout: float) -> bool:
-        assert self._process is not None
-        try:
-            async with asyncio.timeout(timeout):
-                await self._process.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _check_usable(self) -> None:
         if self._consumed:
@@ -465,10 +421,6 @@ class Sandbox:
 
     def ssh(self) -> SandboxSshOps:
         raise NotSupportedYetError("ssh")
-
-
-def _ended_already() -> MicrosandboxError:
-    return MicrosandboxError("nix error: ESRCH: No such process")
 
 
 def stop_result(
