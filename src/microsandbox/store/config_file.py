@@ -8,7 +8,6 @@ found. ``null`` is as if the key were not there.
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -98,10 +97,10 @@ def _whole(low: int, high: int) -> Value:
 
 
 def _seconds(value: Any) -> float:
-    number = float(_number(value, (int, float)))
-    if not (math.isfinite(number) and 0 < number <= _MAX_SECONDS):
+    number = _number(value, (int, float))
+    if not 0 < number <= _MAX_SECONDS:  # also infinity and NaN; a whole number may be too large for float()
         raise ValueError(value)
-    return number
+    return float(number)
 
 
 def _flag(value: Any) -> bool:

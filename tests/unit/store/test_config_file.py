@@ -172,6 +172,10 @@ def test_every_key_checks_its_value(load, key):
             '{"database": {"busy_timeout_secs": 1e999}}',
             "database.busy_timeout_secs must be a number of seconds above 0",
         ),
+        (
+            f'{{"database": {{"connect_timeout_secs": 1{"0" * 400}}}}}',
+            "database.connect_timeout_secs must be a number of seconds above 0",
+        ),
         ('{"log_level": "loud"}', 'log_level must be error, warn, info, debug or trace, got "loud"'),
         ('{"home": "state"}', 'home must be an absolute path, or one that begins with ~/, got "state"'),
         ('{"home": "~nobody-at-all/x"}', "home must be an absolute path"),
