@@ -87,16 +87,19 @@ class AgentClient:
 
     @classmethod
     async def connect_sandbox(cls, name: str, *, timeout: float | None = None) -> AgentClient:
-        """Connect to a running sandbox; ``timeout`` in seconds, default 10. Raises AgentClientError."""
+        """Connect to a running sandbox; ``timeout`` in seconds, default 10.
+
+        Raises AgentClientError, InvalidConfigError for a home or config.json that cannot be used.
+        """
         _check_timeout(timeout)
         from microsandbox.errors import InvalidConfigError
         from microsandbox.store.home import Home, validate_name
 
         try:
-            candidates = Home.open().agent_socket_candidates(validate_name(name))
+            validate_name(name)
         except InvalidConfigError as error:
             raise AgentClientError(f"invalid sandbox name: {name} ({error.detail})") from error
-        for path in candidates:
+        for path in Home.open().agent_socket_candidates(name):
             if path.exists():
                 return await cls.connect(path, timeout=timeout)
         raise AgentClientError(f"sandbox '{name}' not found")

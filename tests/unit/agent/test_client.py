@@ -10,7 +10,7 @@ from microsandbox import AgentClient
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType
 from microsandbox.cli.failures import report
-from microsandbox.errors import AgentClientError, RuntimeTooOldError
+from microsandbox.errors import AgentClientError, InvalidConfigError, RuntimeTooOldError
 
 
 def envelope(kind, payload=None, generation=5):
@@ -201,6 +201,9 @@ async def test_who_cannot_be_connected_to(tmp_path, monkeypatch):
         await AgentClient.connect_sandbox("none")
     with pytest.raises(AgentClientError, match=r"^agent client error: invalid sandbox name: x{129} \("):
         await AgentClient.connect_sandbox("x" * 129)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InvalidConfigError, match="config.json: the file must be an object"):
+        await AgentClient.connect_sandbox("none")
     for timeout in (-1, float("inf"), float("nan")):
         for connecting in (
             AgentClient.connect(tmp_path, timeout=timeout), AgentClient.connect_sandbox("x", timeout=timeout)
