@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, TypedDict
 
 from microsandbox.agent.connection import DEFAULT_TIMEOUT, Connection, Session
-from microsandbox.agent.protocol import Flag, Frame, ProtocolError, since
+from microsandbox.agent.protocol import Flag, Frame, ProtocolError, understood
 from microsandbox.errors import AgentClientError
 
 FLAG_TERMINAL = int(Flag.TERMINAL)
@@ -153,9 +153,12 @@ class AgentClient:
         return self._connection.agent_version
 
     def supports(self, message_type: str) -> bool:
-        """Whether the sandbox's runtime knows such a message, ``core.fs.request`` for example."""
+        """Whether the sandbox's runtime knows such a message, ``core.fs.request`` for example.
+
+        Messages that microsandbox 0.5.6 does not have are known to runtimes that announce them.
+        """
         self._connection.check_open(0)
-        return since(message_type) <= self._connection.generation
+        return understood(message_type, self._connection.generation, self._connection.features)
 
     def is_legacy_protocol(self) -> bool:
         """Whether the sandbox was started by a release before 0.5."""

@@ -102,6 +102,27 @@ async def test_what_the_other_side_is(relay):
             await action
 
 
+@pytest.mark.parametrize(
+    ("message_type", "needed"),
+    [
+        ("core.exec.request", None),
+        ("core.flow", "flow"),
+        ("core.ping", "ping"),
+        ("core.pong", "ping"),
+        ("core.machine.pause", "machine"),
+    ],
+)
+async def test_our_own_messages_are_supported_by_who_announces_them(relay, message_type, needed):
+    for features in (None, 1, [], [["flow"], {}], ["ping"], ["flow", "machine"]):
+        ready = frame(0, 0, envelope("core.ready", {"features": features}))
+        client = await AgentClient.connect(await relay(RANGE + ready))
+        announced = features if isinstance(features, list) else []
+        assert client.supports(message_type) == (needed is None or needed in announced), features
+        for unknown in ("core.boot.config", "core.machine.explode", "core.fs.", "of.tomorrow", ""):
+            assert not client.supports(unknown), unknown
+        await client.close()
+
+
 async def test_ids_go_round_in_their_range_and_leave_out_those_in_use(relay):
     client = await AgentClient.connect(await relay(struct.pack(">II", 0, 4) + READY))
     first = await client.stream(0, b"")
