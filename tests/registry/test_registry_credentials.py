@@ -1,6 +1,7 @@
 """Credentials and trust as config.json has them, at a registry that asks and at one that answers falsely."""
 
 import base64
+import contextlib
 import json
 import subprocess
 
@@ -8,7 +9,8 @@ import pytest
 
 from microsandbox.errors import ImageError, ImagePullFailedError, InvalidConfigError, NotSupportedYetError
 from microsandbox.image.credentials import Credentials
-from microsandbox.image.registry import RetryPolicy
+from microsandbox.image.registry import RetryPolicy, _check_token_service
+from microsandbox.image.registry_auth import AuthError
 from microsandbox.image.store import ImageStore
 from microsandbox.store.config_file import load_config
 from microsandbox.store.database import Database
@@ -137,6 +139,98 @@ async def test_name_and_password_stay_with_the_registry_that_wants_them(registry
         registry.behave(LAYER, lambda handler: reply(handler, 307, b"", target), times=9)
         await configured(entries(registry.address)).pull(reference)
         assert all("Authorization" not in headers for _, headers in elsewhere.requests)
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """The address of a server of ours that is not taken for loopback; Linux connects to it all the same."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    return lambda server: server.address.replace("127.0.0.1", "0.0.0.0")
+
+
+def asks_for_token(registry, realm):
+    headers = {"WWW-Authenticate": f'Bearer realm="{realm}/token"'}
+    registry.behave("manifests/1", lambda handler: reply(handler, 401, b"", headers), times=99)
+
+
+async def test_a_token_service_elsewhere_is_verified_also_for_a_loopback_registry(
+    certificate, registry, configured, outside
+):
+    reference = registry.serve(IMAGE)
+    with ScriptedRegistry(certificate) as service:
+        asks_for_token(registry, f"https://{outside(service)}")
+        for registries in (entries(registry.address), {}):
+            with pytest.raises(
+                ImagePullFailedError, match=r"https://0\.0\.0\.0:\d+: certificate not accepted"
+            ):
+                await configured(registries).pull(reference)
+        assert service.requests == []
+
+
+async def test_storage_elsewhere_is_verified_also_for_a_loopback_registry(
+    certificate, registry, configured, outside
+):
+    reference = registry.serve(IMAGE)
+    with ScriptedRegistry(certificate) as storage:
+        target = {"Location": f"https://{outside(storage)}/cdn"}
+        registry.behave(LAYER, lambda handler: reply(handler, 307, b"", target), times=9)
+        with pytest.raises(ImagePullFailedError, match="certificate not accepted"):
+            await configured({}).pull(reference)
+        assert storage.requests == []
+
+
+async def test_credentials_do_not_go_over_plain_http_to_a_token_service_elsewhere(
+    registry, configured, outside
+):
+    reference = registry.serve(IMAGE)
+    with ScriptedRegistry() as service:
+        asks_for_token(registry, f"http://{outside(service)}")
+        expected = (
+            r"401 .*its token service 0\.0\.0\.0 is on plain HTTP, .*; have it served over https, or remove"
+        )
+        with pytest.raises(ImagePullFailedError, match=expected):
+            await configured(entries(registry.address)).pull(reference)
+        assert service.requests == []
+        with pytest.raises(ImagePullFailedError):
+            await configured({}).pull(reference)  # as anybody
+        assert service.fetched("/token") > 0
+
+
+@pytest.mark.parametrize("realm", ["itself", "loopback"])
+async def test_a_registry_that_is_insecure_on_purpose_may_have_a_token_service_that_is(
+    registry, configured, outside, realm
+):
+    address = outside(registry)
+    reference = registry.serve(IMAGE).replace(registry.address, address)
+    service = f"http://{address if realm == 'itself' else registry.address}/token"
+
+    def ask(handler):
+        headers = {"WWW-Authenticate": f'Bearer realm="{service}"'}
+        return "Authorization" not in handler.headers and reply(handler, 401, b"", headers) is None
+
+    registry.behave("manifests/1", ask, times=9)
+    registry.behave("/token", lambda handler: reply(handler, 200, b'{"token": "secret"}'), times=9)
+    registries = {"hosts": {address: {"insecure": True, "auth": auth()}}}
+    assert (await configured(registries).pull(reference)).manifest_digest == IMAGE.digest
+
+
+@pytest.mark.parametrize(
+    ("service", "registry", "allowed"),
+    [
+        ("https://auth.example/t", "https://r.example", True),
+        ("https://auth.example/t", "http://localhost:5000", True),
+        ("http://r.example:8080/t", "http://r.example:5000", True),
+        ("http://[::1]:5001/t", "http://r.example", True),
+        ("http://127.0.0.1@auth.example/t", "http://127.0.0.1:5000", False),
+        ("http://auth.example/t", "http://r.example", False),
+        ("http://r.example/t", "https://r.example", False),
+        ("http://localhost.example/t", "http://localhost", False),
+    ],
+)
+def test_where_credentials_may_go(service, registry, allowed):
+    refused = pytest.raises(AuthError, match="plain HTTP")
+    with contextlib.nullcontext() if allowed else refused:
+        _check_token_service(service, registry)
 
 
 async def test_certificates_for_all_registries_and_for_one(certificate, configured):

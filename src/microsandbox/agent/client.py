@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, TypedDict
 
 from microsandbox.agent.connection import DEFAULT_TIMEOUT, Connection, Session
-from microsandbox.agent.protocol import Flag, Frame, ProtocolError, since
+from microsandbox.agent.protocol import Flag, Frame, ProtocolError, understood
 from microsandbox.errors import AgentClientError
 
 FLAG_TERMINAL = int(Flag.TERMINAL)
@@ -87,16 +87,19 @@ class AgentClient:
 
     @classmethod
     async def connect_sandbox(cls, name: str, *, timeout: float | None = None) -> AgentClient:
-        """Connect to a running sandbox; ``timeout`` in seconds, default 10. Raises AgentClientError."""
+        """Connect to a running sandbox; ``timeout`` in seconds, default 10.
+
+        Raises AgentClientError, InvalidConfigError for a home or config.json that cannot be used.
+        """
         _check_timeout(timeout)
         from microsandbox.errors import InvalidConfigError
         from microsandbox.store.home import Home, validate_name
 
         try:
-            candidates = Home.open().agent_socket_candidates(validate_name(name))
+            validate_name(name)
         except InvalidConfigError as error:
             raise AgentClientError(f"invalid sandbox name: {name} ({error.detail})") from error
-        for path in candidates:
+        for path in Home.open().agent_socket_candidates(name):
             if path.exists():
                 return await cls.connect(path, timeout=timeout)
         raise AgentClientError(f"sandbox '{name}' not found")
@@ -150,9 +153,12 @@ class AgentClient:
         return self._connection.agent_version
 
     def supports(self, message_type: str) -> bool:
-        """Whether the sandbox's runtime knows such a message, ``core.fs.request`` for example."""
+        """Whether the sandbox's runtime knows such a message, ``core.fs.request`` for example.
+
+        Messages that microsandbox 0.5.6 does not have are known to runtimes that announce them.
+        """
         self._connection.check_open(0)
-        return since(message_type) <= self._connection.generation
+        return understood(message_type, self._connection.generation, self._connection.features)
 
     def is_legacy_protocol(self) -> bool:
         """Whether the sandbox was started by a release before 0.5."""

@@ -153,7 +153,7 @@ class Session:
 
     def _set_paused(self, paused: bool) -> None:
         self._paused = paused
-        if self._connection.supports_flow and not self._ended:
+        if "flow" in self._connection.features and not self._ended:
             self._connection.send_soon(encode(self.id, MessageType.FLOW, {"paused": paused}))
 
 
@@ -187,7 +187,8 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._first, self._end, self._next = 1, 2, 1
-        self.supports_flow = False
+        #: That the other side has announced.
+        self.features: frozenset[str] = frozenset()
         #: Of the protocol, as far as both sides know it.
         self.generation = GENERATION
         #: Whether the relay is of a release before 0.5, which deals out ids in another way.
@@ -333,7 +334,8 @@ class Connection(asyncio.Protocol):
             self.generation = min(GENERATION, generation)
             self.agent_version = text(ready.payload, "agent_version", 64)
             features = ready.payload.get("features")
-            self.supports_flow = isinstance(features, list) and "flow" in features
+            if isinstance(features, list):
+                self.features = frozenset(feature for feature in features if isinstance(feature, str))
             self._ready.set_result(frame)
             return
         session = self._sessions.get(frame.id)

@@ -7,13 +7,14 @@ It is the protocol of microsandbox 0.5.6, so its clients can talk to our relay. 
 ``core.boot.*`` messages, which only the supervisor and the agent exchange before ``core.ready``;
 ``core.flow``, which an agent that lists the feature ``flow`` in ``core.ready`` understands; ``core.ping``,
 which the supervisor sends and the agent answers with ``core.pong`` (feature ``ping``); and
-``core.machine.*``, which clients and the relay exchange about the machine, past the agent.
+``core.machine.*``, which clients and the relay exchange about the machine, past the agent (feature
+``machine``, which the relay adds to the agent's).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntFlag, StrEnum
 from typing import Any
 
@@ -102,6 +103,26 @@ _SINCE = {"core.error": 5, "core.flow": 5, "core.machine.": 5, "core.fs.": 2, "c
 def since(name: str) -> int:
     """The generation of the protocol that brought a type of message."""
     return next((generation for prefix, generation in _SINCE.items() if name.startswith(prefix)), 1)
+
+
+_NAMES = frozenset(MessageType)
+
+#: Our extensions, and the features that announce them. Nobody announces those of the boot to clients.
+_FEATURES = {
+    "core.flow": "flow",
+    "core.ping": "ping",
+    "core.pong": "ping",
+    "core.machine.": "machine",
+    "core.boot.": "",
+}
+
+
+def understood(name: str, generation: int, features: Collection[str]) -> bool:
+    """Whether a peer of that generation, which has announced these features, knows a type of message."""
+    if name not in _NAMES:
+        return False
+    needed = next((feature for prefix, feature in _FEATURES.items() if name.startswith(prefix)), None)
+    return since(name) <= generation and (needed is None or needed in features)
 
 
 #: Requests to the relay: answered with ``core.machine.state`` or ``core.error``, unknown to the agent.

@@ -2,7 +2,8 @@
 
 Sizes are bounded, digests are left to the caller to verify over the bytes as served, redirects are
 followed by hand: a token stays with the host that asked for it and https never becomes http. Plain HTTP is
-used when configured, or, as docker does, by a registry on the loopback interface that has no TLS.
+used when configured, or, as docker does, by a registry on the loopback interface that has no TLS. Only what
+is on that interface itself may go unverified: not the token service and storage that its registry names.
 """
 
 from __future__ import annotations
@@ -117,29 +118,37 @@ class Registry:
         self._basic = False
         self._base: str | None = f"http://{self._authority}" if insecure else None
         self._tokens: dict[str, Token] = {}
-        self._client: httpx.AsyncClient | None = None
+        #: By whether they are for the loopback interface; the other one is made when it is needed.
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+        self._making = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._client = await asyncio.to_thread(self._new_client)
+        await self._client(on_loopback=self._loopback)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
-    def _new_client(self) -> httpx.AsyncClient:
+    async def _client(self, *, on_loopback: bool) -> httpx.AsyncClient:
+        async with self._making:
+            if on_loopback not in self._clients:
+                self._clients[on_loopback] = await asyncio.to_thread(self._new_client, on_loopback)
+            return self._clients[on_loopback]
+
+    def _new_client(self, on_loopback: bool) -> httpx.AsyncClient:
         import httpx
 
         return httpx.AsyncClient(
             verify=_tls_context(
                 filter(None, (self._ca_certs, self._common_ca_certs)),
-                verify=not self._loopback or self._ca_certs is not None,
+                verify=not on_loopback or self._ca_certs is not None,
             ),
             timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS, pool=None),
             follow_redirects=False,
-            trust_env=not self._loopback,
+            trust_env=not on_loopback,
             headers={"User-Agent": f"microsandbox-python/{DISTRIBUTION_VERSION}"},
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
         )
@@ -228,11 +237,13 @@ class Registry:
     async def _send(
         self, url: str, headers: Mapping[str, str], *, seconds: float | None = None
     ) -> httpx.Response:
-        assert self._client is not None
+        import httpx
+
         with _transport_errors(_origin(url)):
-            timeout = self._client.timeout if seconds is None else seconds
-            request = self._client.build_request("GET", url, headers=dict(headers), timeout=timeout)
-            return await self._client.send(request, stream=True)
+            client = await self._client(on_loopback=self._loopback and _on_loopback(httpx.URL(url)))
+            timeout = client.timeout if seconds is None else seconds
+            request = client.build_request("GET", url, headers=dict(headers), timeout=timeout)
+            return await client.send(request, stream=True)
 
     async def _endpoint(self) -> str:
         """Where the API is: https, or http for a loopback registry that has no TLS."""
@@ -270,11 +281,13 @@ class Registry:
         if self._basic:
             return
         headers = {"Accept": "application/json"}
-        if self._credentials is not None:
-            headers["Authorization"] = self._credentials.basic
         try:
-            challenge = parse_challenge(wanted, base)
-            answer = await self._send(challenge.token_url(repository), headers)
+            url = parse_challenge(wanted, base).token_url(repository)
+            if self._credentials is not None:
+                with _transport_errors(_origin(url)):
+                    _check_token_service(url, base)
+                headers["Authorization"] = self._credentials.basic
+            answer = await self._send(url, headers)
             try:
                 if answer.status_code != 200:
                     raise await self._refusal(repository, "token", answer)
@@ -310,6 +323,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _on_loopback(url: httpx.URL) -> bool:
+    return is_loopback(url.netloc.decode("ascii"))
+
+
+def _check_token_service(url: str, base: str) -> None:
+    """Raises AuthError for one that credentials must not go to: others could read them on the way."""
+    import httpx
+
+    service, registry = httpx.URL(url), httpx.URL(base)
+    insecure = registry.scheme == "http" and registry.host == service.host
+    if service.scheme != "https" and not insecure and not _on_loopback(service):
+        raise AuthError(
+            f"its token service {service.host} is on plain HTTP, where credentials are not sent; "
+            "have it served over https, or remove the registry's auth to pull as anybody"
+        )
 
 
 def _load_ca_certs(context: ssl.SSLContext, path: Path) -> None:

@@ -173,7 +173,7 @@ class Relay:
 
     async def serve(self, listener: socket.socket, ready: Frame) -> None:
         """Accept clients on a listening Unix socket; those that already wait in its backlog come first."""
-        self._ready = ready
+        self._ready = _announcing_machine(ready)
         self.last_activity = time.monotonic()
         self._guest.deliver_to(self._from_guest)
         self._guest.on_writable = lambda _: self.update_reading()
@@ -375,3 +375,14 @@ class Relay:
         if not any(client.sessions for client in self._clients.values()):
             self._idle.set()
             self.awaited.clear()
+
+
+def _announcing_machine(ready: Frame) -> Frame:
+    """The agent's ``core.ready`` with the feature that is the relay's own."""
+    payload = decode(ready.body).payload
+    features = payload.get("features")
+    announced = [*(features if isinstance(features, list) else ()), "machine"]
+    try:
+        return encode(ready.id, MessageType.READY, {**payload, "features": announced})
+    except ProtocolError:  # a guest that has filled the frame
+        return ready

@@ -8,7 +8,6 @@ found. ``null`` is as if the key were not there.
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,8 @@ _LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 #: Stands in the table, and in the documentation, for the name of any registry.
 HOST = "HOST"
 _SHOWN_CHARACTERS = 80
+#: Where people write passwords, if in the wrong place; what is found there is not shown.
+_SECRET = ("registries.hosts", "registries.auth")
 
 
 class Value(Struct, frozen=True):
@@ -98,10 +99,10 @@ def _whole(low: int, high: int) -> Value:
 
 
 def _seconds(value: Any) -> float:
-    number = float(_number(value, (int, float)))
-    if not (math.isfinite(number) and 0 < number <= _MAX_SECONDS):
+    number = _number(value, (int, float))
+    if not 0 < number <= _MAX_SECONDS:  # also infinity and NaN; a whole number may be too large for float()
         raise ValueError(value)
-    return number
+    return float(number)
 
 
 def _flag(value: Any) -> bool:
@@ -274,8 +275,9 @@ class _Reader:
             raise self._wrong(name, known.expected, value) from None
 
     def _wrong(self, name: str, expected: str, found: Any) -> InvalidConfigError:
+        shown = _type(found) if name.startswith(_SECRET) else _described(found)
         return InvalidConfigError(
-            f"{self._source}: {_shown(name) or 'the file'} must be {expected}, got {_described(found)}"
+            f"{self._source}: {_shown(name) or 'the file'} must be {expected}, got {shown}"
         )
 
     def _registries(self, found: dict[str, Any]) -> RegistriesConfig:
@@ -337,11 +339,17 @@ def _no_json(name: str) -> NoReturn:
 
 
 def _described(value: Any) -> str:
+    return _type(value) if isinstance(value, (_Object, list)) else _shown(json.dumps(value))
+
+
+def _type(value: Any) -> str:
     if isinstance(value, _Object):
         return "an object"
     if isinstance(value, list):
         return "a list"
-    return _shown(json.dumps(value))
+    if isinstance(value, str):
+        return "a text"
+    return "true or false" if isinstance(value, bool) else "a number"
 
 
 def _shown(text: str) -> str:

@@ -10,7 +10,7 @@ from microsandbox import AgentClient
 from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType
 from microsandbox.cli.failures import report
-from microsandbox.errors import AgentClientError, RuntimeTooOldError
+from microsandbox.errors import AgentClientError, InvalidConfigError, RuntimeTooOldError
 
 
 def envelope(kind, payload=None, generation=5):
@@ -100,6 +100,27 @@ async def test_what_the_other_side_is(relay):
     for action in (client.request(0, b""), client.stream(0, b""), client.send(1, 0, b"")):
         with pytest.raises(AgentClientError, match=r"^agent client error: client closed$"):
             await action
+
+
+@pytest.mark.parametrize(
+    ("message_type", "needed"),
+    [
+        ("core.exec.request", None),
+        ("core.flow", "flow"),
+        ("core.ping", "ping"),
+        ("core.pong", "ping"),
+        ("core.machine.pause", "machine"),
+    ],
+)
+async def test_our_own_messages_are_supported_by_who_announces_them(relay, message_type, needed):
+    for features in (None, 1, [], [["flow"], {}], ["ping"], ["flow", "machine"]):
+        ready = frame(0, 0, envelope("core.ready", {"features": features}))
+        client = await AgentClient.connect(await relay(RANGE + ready))
+        announced = features if isinstance(features, list) else []
+        assert client.supports(message_type) == (needed is None or needed in announced), features
+        for unknown in ("core.boot.config", "core.machine.explode", "core.fs.", "of.tomorrow", ""):
+            assert not client.supports(unknown), unknown
+        await client.close()
 
 
 async def test_ids_go_round_in_their_range_and_leave_out_those_in_use(relay):
@@ -201,6 +222,9 @@ async def test_who_cannot_be_connected_to(tmp_path, monkeypatch):
         await AgentClient.connect_sandbox("none")
     with pytest.raises(AgentClientError, match=r"^agent client error: invalid sandbox name: x{129} \("):
         await AgentClient.connect_sandbox("x" * 129)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InvalidConfigError, match="config.json: the file must be an object"):
+        await AgentClient.connect_sandbox("none")
     for timeout in (-1, float("inf"), float("nan")):
         for connecting in (
             AgentClient.connect(tmp_path, timeout=timeout), AgentClient.connect_sandbox("x", timeout=timeout)

@@ -131,3 +131,9 @@ async def test_a_client_has_one_request_about_the_machine_at_a_time(world):
     await settle()
     replies[2](M.MACHINE_STATE, {"paused": True})
     assert (await asyncio.wait_for(again.next_message(), 5)).kind is M.MACHINE_STATE
+
+
+async def test_the_relay_announces_what_it_answers_itself(world):
+    client = await world.client()
+    assert client.features == {"machine"}
+    client.close()

@@ -172,6 +172,10 @@ def test_every_key_checks_its_value(load, key):
             '{"database": {"busy_timeout_secs": 1e999}}',
             "database.busy_timeout_secs must be a number of seconds above 0",
         ),
+        (
+            f'{{"database": {{"connect_timeout_secs": 1{"0" * 400}}}}}',
+            "database.connect_timeout_secs must be a number of seconds above 0",
+        ),
         ('{"log_level": "loud"}', 'log_level must be error, warn, info, debug or trace, got "loud"'),
         ('{"home": "state"}', 'home must be an absolute path, or one that begins with ~/, got "state"'),
         ('{"home": "~nobody-at-all/x"}', "home must be an absolute path"),
@@ -272,13 +276,42 @@ def test_the_older_place_adds_to_an_entry_but_not_to_its_credentials(load):
             "registry auth for h.io: entry defines multiple credential sources",
         ),
         ({"password_env": "TOKEN"}, "registries.hosts.h.io.auth.username is missing"),
-        ({"username": "me", "store": "file"}, 'registries.hosts.h.io.auth.store must be keyring, got "file"'),
+        (
+            {"username": "me", "store": "file"},
+            "registries.hosts.h.io.auth.store must be keyring, got a text$",
+        ),
         ({"username": "me", "password": "x"}, "unknown key registries.hosts.h.io.auth.password"),
     ],
 )
 def test_credentials_have_one_source(load, auth, complaint):
     with pytest.raises(InvalidConfigError, match=complaint):
         load(json.dumps({"registries": {"hosts": {"h.io": {"auth": auth}}}}))
+
+
+@pytest.mark.parametrize(
+    ("registries", "complaint"),
+    [
+        (
+            {"hosts": {"h.io": {"auth": "hunter2"}}},
+            "registries.hosts.h.io.auth must be an object, got a text",
+        ),
+        ({"hosts": {"h.io": "hunter2"}}, "registries.hosts.h.io must be an object, got a text"),
+        ({"auth": {"h.io": "hunter2"}}, "registries.auth.h.io must be an object, got a text"),
+        ({"auth": "hunter2"}, "registries.auth must be an object, got a text"),
+        ({"auth": {"h.io": {"store": "hunter2"}}}, "registries.auth.h.io.store must be keyring, got a text"),
+        (
+            {"auth": {"h.io": {"username": ["hunter2"]}}},
+            "username must be a text that is not empty, got a list",
+        ),
+        ({"auth": {"h.io": {"username": 123456}}}, "username must be a text that is not empty, got a number"),
+        ({"auth": {"h.io": {"password_env": True}}}, "must be a text that is not empty, got true or false"),
+    ],
+)
+def test_what_may_be_a_password_is_not_shown(load, registries, complaint):
+    with pytest.raises(InvalidConfigError) as caught:
+        load(json.dumps({"registries": registries}))
+    assert str(caught.value).endswith(complaint)
+    assert "hunter2" not in str(caught.value) and "123456" not in str(caught.value)
 
 
 # the file itself

@@ -1,6 +1,8 @@
 """The catalogue's connections: so many at once as configured, and so long a wait."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,6 +10,7 @@ import pytest
 
 from microsandbox.store.config import DatabaseConfig
 from microsandbox.store.database import Database, DatabaseError
+from microsandbox.store.sandboxes import SandboxCatalog
 
 
 @pytest.fixture
@@ -45,17 +48,58 @@ def test_who_finds_no_connection_waits_and_is_told(busy):
         pass  # a thread that has a connection needs no other
 
 
-def _read(database):
-    with database.read():
-        pass
+def _refused(database):
+    """In a fork, also by another object for the same file."""
+    for one in (database, Database(database.path)):
+        with pytest.raises(DatabaseError, match="was in use when this process was forked"), one.read():
+            pass
 
 
-def test_a_fork_has_all_connections_to_itself(busy):
-    database, _ = busy
-    process = multiprocessing.get_context("fork").Process(target=_read, args=(database,))
+def test_a_fork_while_the_catalogue_is_in_use_is_told_instead_of_going_without_locks(busy):
+    database, finish = busy
+    process = multiprocessing.get_context("fork").Process(target=_refused, args=(database,))
     process.start()
     process.join(10)
     assert process.exitcode == 0
+    finish()
+    with database.write() as connection:
+        connection.execute("CREATE TABLE mine (x)")
+
+
+FORK_AND_LEAVE = """
+import os, sys
+from pathlib import Path
+from microsandbox.store.database import Database
+from microsandbox.store.sandboxes import SandboxCatalog
+
+catalog = SandboxCatalog(Database(Path(sys.argv[1])))
+assert catalog.list() == []
+if os.fork():
+    sys.exit()
+if sys.argv[2] == "at once":
+    catalog.list()
+sys.stdin.readline()
+catalog.create("of the fork", "{}", {}, None)
+print("created", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("first_use", ["at once", "when the parent has ended"])
+def test_what_a_fork_writes_after_its_parent_has_ended_is_seen_by_others(tmp_path, first_use):
+    path = tmp_path / "msb.db"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORK_AND_LEAVE, str(path), first_use],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.wait(20) == 0
+    with parent.stdin as to_fork, parent.stdout as from_fork:
+        to_fork.write("go on\n")
+        to_fork.flush()
+        assert from_fork.readline() == "created\n"
+        assert [row.name for row in SandboxCatalog(Database(path)).list()] == ["of the fork"]
 
 
 def test_a_failing_operation_gives_its_connection_back(tmp_path):

@@ -191,10 +191,10 @@ def test_a_run_given_up_cannot_be_taken_over(catalog):
     assert not catalog.take_over(row.run_id)
 
 
-def test_a_catalogue_of_a_newer_release_is_refused_by_name(path):
-    with Database(path).write() as connection:
-        connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(DatabaseError, match="newer release"), Database(path).read():
+def test_a_catalogue_of_a_newer_release_is_refused_by_name(path, monkeypatch):
+    create(SandboxCatalog(Database(path)))
+    monkeypatch.setattr("microsandbox.store.database.MIGRATIONS", MIGRATIONS[:1])  # as the first release
+    with pytest.raises(DatabaseError, match=r"newer release .*; upgrade microsandbox"), Database(path).read():
         pass
 
 
