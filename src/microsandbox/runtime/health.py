@@ -4,9 +4,10 @@
                                                    └──5 s in which the machine could run──► it hangs
 
 Nothing is sent, and nobody woken, while nobody waits: an agent that hangs then is found out by the next
-request. What does not count: time in which the machine is paused or its threads wait for the host (a busy
-host under software emulation makes guests slow, not dead), and in which this process itself did not run (it
-was stopped, or the host was suspended).
+request. Who leaves before the agent has said anything counts as waiting until it does: else short-lived
+clients of an agent that hangs would never find that out. What does not count: time in which the machine is
+paused or its threads wait for the host (a busy host under software emulation makes guests slow, not dead),
+and in which this process itself did not run (it was stopped, or the host was suspended).
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class Relay:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        #: Set while anybody waits for the guest; since when, and when it said something, as time.monotonic().
+        #: Set while anybody waits for the guest, or has left before it said anything; since when, and when it
+        #: said something, as time.monotonic().
         self.awaited = asyncio.Event()
         self.awaited_since = self.last_heard = 0.0
         #: Called for each frame of the guest.
@@ -359,6 +360,8 @@ class Relay:
 
     def _from_guest(self, frame: Frame) -> None:
         self.last_heard = time.monotonic()
+        if self._idle.is_set():
+            self.awaited.clear()
         self.on_heard()
         if frame.id == 0:  # to the supervisor: nobody's activity
             return
@@ -374,4 +377,5 @@ class Relay:
     def _update_idle(self) -> None:
         if not any(client.sessions for client in self._clients.values()):
             self._idle.set()
-            self.awaited.clear()
+            if self.last_heard >= self.awaited_since:
+                self.awaited.clear()

@@ -168,11 +168,52 @@ async def test_somebody_waits_from_the_first_request_to_the_last_answer(world):
     world.guest.end(second.id)
     await settle()
     assert not relay.awaited.is_set()
-    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    third = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    world.guest.sock.sendall(encode(third.id, MessageType.EXEC_STARTED, {"pid": 2}).raw)
     await settle()
     client.close()
     await settle()
     assert not relay.awaited.is_set(), "who has left waits no longer"
+
+
+def health_of(world):
+    """The health check of the world's relay, whose machine runs."""
+    running = asyncio.Event()
+    running.set()
+    threads = SimpleNamespace(held_up=lambda _seconds: 0.0)
+    return asyncio.ensure_future(health.Health(world.relay, world.link, running, threads).until_hung())
+
+
+async def visit(world, seconds):
+    """A client that asks for something and leaves before its answer."""
+    client = await world.client()
+    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await asyncio.sleep(seconds)
+    client.close()
+    await settle()
+
+
+async def test_an_agent_that_hangs_is_found_out_by_clients_none_of_which_waits_for_long(world, quick):
+    task = health_of(world)
+    for _ in range(20):
+        await visit(world, health.SILENCE * 0.8)
+    assert await hangs_within(0, task)
+
+
+async def test_an_agent_whose_client_has_left_is_asked_once(world, quick):
+    task = health_of(world)
+    await visit(world, 0.01)
+    pings = 0
+    for _ in range(50):
+        await asyncio.sleep(0.01)
+        for message in world.guest.heard():
+            if message.kind is MessageType.PING:
+                pings += 1
+                world.guest.sock.sendall(encode(0, MessageType.PONG, {}).raw)
+    assert pings == 1
+    assert not world.relay.awaited.is_set()
+    assert not await hangs_within(0, task)
 
 
 async def test_an_answer_to_the_question_is_nobodys_activity(world):
