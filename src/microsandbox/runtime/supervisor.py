@@ -23,7 +23,7 @@ from typing import Any
 import cbor2  # noqa: F401 - the guest's first words must not wait for it
 from msgspec import Struct
 
-from microsandbox.agent.protocol import Frame, MessageType
+from microsandbox.agent.protocol import Frame, MessageType, ProtocolError
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
 from microsandbox.runtime.boot_failure import BootFailure, LinkLost, init_is_done, panic_reason
@@ -124,7 +124,7 @@ class Supervisor:
         except BootFailure as failure:
             self._record_failure(failure)
             return 1
-        except (MicrosandboxError, OSError) as error:
+        except (MicrosandboxError, OSError, ProtocolError) as error:
             if self._serving is not None:
                 raise
             self._record_failure(BootFailure.of(error))

@@ -24,7 +24,7 @@ from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
 from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
 from microsandbox.sandbox.templates import Start, choose_start
-from microsandbox.sandbox.validation import validate
+from microsandbox.sandbox.validation import validate, validate_merged
 from microsandbox.store.files import host_errors, make_private
 from microsandbox.store.home import Home, SandboxPaths
 from microsandbox.store.sandboxes import SandboxRow
@@ -123,6 +123,7 @@ async def _claim(
         )
         on_pulled()
         merged = merge_image(config, image)
+        validate_merged(merged)
         await host
         try:
             row = context.sandboxes.create(
