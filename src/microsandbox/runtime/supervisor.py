@@ -104,7 +104,11 @@ class Supervisor:
         """Returns the exit status of this process."""
         plan = self._plan
         self._trace.mark("supervisor imported")
-        self._machine = await self._attach(self._vm)
+        try:
+            self._machine = await self._attach(self._vm)
+        except OSError as error:
+            self._record_failure(BootFailure.of(error))
+            return 1
         log.info(
             "QEMU %s runs as process %d: %s, %d CPUs, %d MiB, jail of %s%s",
             plan.qemu.version,
@@ -425,10 +429,10 @@ class Supervisor:
             log.exception("the end of the run could not be recorded; its row will be found stale")
 
 
-def record_launch_failure(plan: LaunchPlan, catalog: SandboxCatalog, error: MicrosandboxError) -> None:
-    """Tell the owner, and the catalogue, why there is no machine."""
+def record_launch_failure(plan: LaunchPlan, catalog: SandboxCatalog, error: Exception) -> None:
+    """Tell the owner, and the catalogue, why there is no machine, or why it is not kept."""
     log.error("boot failed: %s", error)
-    BootFailure(str(error), "build_vm").save(plan.boot_error)
+    BootFailure.of(error, "build_vm").save(plan.boot_error)
     catalog.end_run(
         plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)
     )
