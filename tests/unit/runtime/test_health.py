@@ -41,11 +41,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(health, "_STEP", 0.1)
 
 
-def watch(agent, held_up=lambda _seconds: 0.0, *, running=True):
+def watch(agent, held_up=lambda _seconds: 0.0, *, running=True, stopped=False):
     event = asyncio.Event()
     if running:
         event.set()
-    check = health.Health(agent, agent, event, SimpleNamespace(held_up=held_up))
+    check = health.Health(agent, agent, event, SimpleNamespace(held_up=held_up, stopped=stopped))
     return asyncio.ensure_future(check.until_hung())
 
 
@@ -89,6 +89,29 @@ async def test_a_machine_that_is_starved_has_time(quick):
     assert time.monotonic() - started > 0.6, "half the time counts"
 
 
+async def test_what_a_guest_can_bring_about_gains_it_no_more_than_so_much_time(quick, monkeypatch):
+    monkeypatch.setattr(health, "MOST_PATIENCE", 0.6)
+    agent = Agent()
+    agent.answers = False
+    started = time.monotonic()
+    assert await hangs_within(3, watch(agent, lambda seconds: seconds))
+    assert 0.5 < time.monotonic() - started < 2
+    assert not await hangs_within(1.5, watch(agent, lambda seconds: seconds, stopped=True))
+
+
+@pytest.mark.parametrize(
+    ("states", "held_up", "stopped"), [("SS", 0, False), ("SD", 1, False), ("Tt", 1, True), ("DT", 1, True)]
+)
+def test_threads_that_wait_for_a_device_were_not_stopped(tmp_path, states, held_up, stopped):
+    for number, state in enumerate(states):
+        task = tmp_path / "7/task" / str(number)
+        task.mkdir(parents=True)
+        (task / "schedstat").write_text("0 0 0\n")
+        (task / "stat").write_text(f"{number} (CPU 0/TCG) {state} 1 1\n")
+    threads = Threads(7, tmp_path)
+    assert (threads.held_up(1), threads.stopped) == (held_up, stopped)
+
+
 async def test_time_in_which_this_process_did_not_run_does_not_count(quick):
     agent = Agent()
     agent.answers = False
@@ -125,6 +148,7 @@ def test_a_thread_that_is_stopped_is_held_up(spinner):
     os.kill(spinner, signal.SIGSTOP)
     os.waitid(os.P_PID, spinner, os.WSTOPPED | os.WNOWAIT)
     assert threads.held_up(0.5) == 0.5
+    assert threads.stopped
 
 
 def test_threads_that_share_one_processor_wait_for_each_other(spinner):
@@ -181,7 +205,7 @@ def health_of(world):
     """The health check of the world's relay, whose machine runs."""
     running = asyncio.Event()
     running.set()
-    threads = SimpleNamespace(held_up=lambda _seconds: 0.0)
+    threads = SimpleNamespace(held_up=lambda _seconds: 0.0, stopped=False)
     return asyncio.ensure_future(health.Health(world.relay, world.link, running, threads).until_hung())
 
 
