@@ -363,7 +363,14 @@ class Supervisor:
             self._start(pausing.pause_when_idle(self._plan.pause_after))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
-        self._tasks.add(asyncio.ensure_future(coroutine))
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the supervisor failed", exc_info=error)
 
     async def _drain(self, relay: Relay, pausing: Pausing) -> None:
         await pausing.leave("it is draining")

@@ -89,7 +89,8 @@ async def supervise(box, vm):
     listener.bind(str(box.socket))
     listener.listen()
     with listener:
-        return await asyncio.wait_for(Supervisor(box.plan, vm, box.catalog, listener, None).run(), 20)
+        box.supervisor = Supervisor(box.plan, vm, box.catalog, listener, None)
+        return await asyncio.wait_for(box.supervisor.run(), 20)
 
 
 async def test_a_boot_failure_whose_record_cannot_be_written_is_in_the_catalogue(box, machine):
@@ -126,6 +127,22 @@ async def test_a_configuration_that_is_no_message_is_a_boot_failure(box, machine
     assert await supervise(box, vm) == 1
     assert "is larger than" in box.record.message
     assert box.end == ("Stopped", "InternalError", box.record.message)
+
+
+async def test_a_task_that_fails_is_a_word_in_the_log_and_done_with(box, machine, caplog):
+    (box.plan.logs / "timings.json").mkdir()
+    vm, guest = machine()
+    for kind in (MessageType.BOOT_HELLO, MessageType.INIT_RESOLVED, MessageType.READY):
+        guest.sock.sendall(encode(0, kind, {}).raw)
+    running = asyncio.ensure_future(supervise(box, vm))
+    async with asyncio.timeout(10):
+        while "a task of the supervisor failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert "Is a directory" in caplog.text
+    assert not running.done(), "the sandbox lives on"
+    assert not any(task.done() for task in box.supervisor._tasks)
+    vm.kill()
+    assert await running == 0
 
 
 LAUNCH = """
