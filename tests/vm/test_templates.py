@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from microsandbox import Sandbox
+from microsandbox.errors import InvalidConfigError
 from microsandbox.sandbox import boot as booting
 from microsandbox.sandbox import creation
 from microsandbox.store.files import copy_sparse, partial_path
@@ -127,6 +128,14 @@ async def test_options_apply_to_sandboxes_from_templates(busybox, name, session_
         seen = await sandbox.shell("hostname; cat /etc/hostname; id -un; echo $A; pwd; ls /.msb/scripts")
         assert seen.stdout_text.split() == ["box", "box", "demo", "b", "/work", "greet"]
         assert (await sandbox.fs.read_text("/etc/hosts")).startswith("127.0.0.1\tlocalhost\tbox\n")
+
+
+async def test_a_choice_that_is_none_leaves_no_sandbox(busybox, name, session_home, monkeypatch):
+    monkeypatch.setenv("MSB_TEMPLATES", "on")
+    with pytest.raises(InvalidConfigError, match="MSB_TEMPLATES must be auto or off, got 'on'"):
+        await Sandbox.create(name, image=busybox)
+    assert name not in [row.name for row in await Sandbox.list()]
+    assert not (session_home / "sandboxes" / name).exists()
 
 
 # what is damaged

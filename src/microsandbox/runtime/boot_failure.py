@@ -7,6 +7,7 @@ BootError of it; ``msb logs`` shows it later. The stage of a failure that has no
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ _OUT_OF_MEMORY = re.compile(rb"Out of memory|deadlocked on memory|Initramfs unpa
 OUT_OF_MEMORY = "the guest ran out of memory"
 SILENT = "the machine was reset before the guest's kernel said anything"
 _ENOMEM = 12
+log = logging.getLogger(__name__)
 
 _STAGE_RULES = (
     ("build_vm", ("build vm",), ("vm enter", "tokio runtime")),
@@ -114,9 +116,13 @@ class BootFailure(Exception):
         return BootError(name, self.message, stage=self.stage, errno=self.errno, hint=hint)
 
     def save(self, path: Path) -> None:
+        """Leave the record, if that can be written: the end of the run must be settled all the same."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         document = {"t": now, "stage": self.stage, "errno": self.errno, "message": self.message}
-        write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
+        try:
+            write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
+        except OSError as error:
+            log.warning("the reason could not be left for the owner: %s", error)
 
     @classmethod
     def load(cls, path: Path) -> BootFailure | None:

@@ -4,9 +4,11 @@
                                                    └──5 s in which the machine could run──► it hangs
 
 Nothing is sent, and nobody woken, while nobody waits: an agent that hangs then is found out by the next
-request. What does not count: time in which the machine is paused or its threads wait for the host (a busy
-host under software emulation makes guests slow, not dead), and in which this process itself did not run (it
-was stopped, or the host was suspended).
+request. Who leaves before the agent has said anything counts as waiting until it does: else short-lived
+clients of an agent that hangs would never find that out. What does not count: time in which the machine is
+paused or its threads wait for the host (a busy host under software emulation makes guests slow, not dead),
+and in which this process itself did not run (it was stopped, or the host was suspended). A guest can have
+its threads wait, for its disk above all, so that has a bound; it cannot have them stopped, which has none.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from microsandbox.vmm.threads import Threads
 
 #: Seconds of silence before the agent is asked, and that it has for its answer.
 SILENCE, PATIENCE = 5.0, 5.0
+#: Seconds after which it hangs although others held its machine up.
+MOST_PATIENCE = 60.0
 #: Seconds between looks at what the machine's threads get, while an answer is due.
 _STEP = 1.0
 UNRESPONSIVE = "the guest's agent does not answer: the sandbox is ended"
@@ -51,9 +55,9 @@ class Health:
         """Ask, and wait for anything that the agent says as long as its machine had the time for it."""
         self._heard.clear()
         self._guest.send_message(MessageType.PING)
-        had, self_seen = 0.0, time.monotonic()
+        had, passed, self_seen = 0.0, 0.0, time.monotonic()
         self._threads.held_up(0)
-        while had < PATIENCE:
+        while had < PATIENCE and passed < MOST_PATIENCE:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_STEP):
                     await self._heard.wait()
@@ -62,5 +66,8 @@ class Health:
             now = time.monotonic()
             elapsed, self_seen = now - self_seen, now
             held_up = self._threads.held_up(elapsed)
-            had += max(0.0, min(elapsed, _STEP) - held_up)
+            counts = min(elapsed, _STEP)
+            had += max(0.0, counts - held_up)
+            if not self._threads.stopped:
+                passed += counts
         return False

@@ -93,7 +93,8 @@ def supervise(
             return 1
     except OSError as error:
         # Nobody knows of this process yet: its owner finds the record when there is no startup line.
-        make_private(plan.logs)
+        with suppress(OSError):  # not its parent: a sandbox that is gone stays gone
+            plan.logs.mkdir(mode=0o700, exist_ok=True)
         BootFailure(f"bind {path}: {error.strerror} (os error {error.errno})").save(plan.boot_error)
         return 1
     bound = path.stat()
@@ -155,7 +156,11 @@ def _supervise(
     from microsandbox.runtime.supervisor import Supervisor, record_launch_failure
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ignored already, but asyncio asks the interpreter
-    file = RotatingFile(plan.logs / "runtime.log")
+    try:
+        file = RotatingFile(plan.logs / "runtime.log")
+    except OSError as error:
+        record_launch_failure(plan, catalog, error)
+        return 1  # the machine ends with this process
     os.dup2(file.fd, 2)
     logging.basicConfig(
         level=(plan.log_level or "info").upper(),

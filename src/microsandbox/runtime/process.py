@@ -52,13 +52,17 @@ class _Child:
     def __init__(self, pid: int) -> None:
         for other in [child for child in _unreaped if child.is_alone]:
             other.poll()
-        _unreaped.add(self)
         self.pid = pid
         self.status: ExitStatus | None = None
         self.exited = asyncio.Event()
-        self._pidfd = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._pidfd, self.poll)
+        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._loop.add_reader(self._pidfd, self.poll)
+        except BaseException:
+            os.close(self._pidfd)
+            raise
+        _unreaped.add(self)
 
     @property
     def is_alone(self) -> bool:
@@ -143,7 +147,8 @@ class ProcessHandle:
 
     Dropping the handle of an attached sandbox (or the owner's death) closes the watchdog pipe, which makes
     the supervisor shut the guest down; a detached one that was not disarmed gets SIGTERM. ``disarm()``
-    ends the hold: the sandbox lives on.
+    ends the hold: the sandbox lives on. Raises OSError when the process cannot be watched; it is still the
+    caller's then.
     """
 
     def __init__(

@@ -162,7 +162,8 @@ class Relay:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        #: Set while anybody waits for the guest; since when, and when it said something, as time.monotonic().
+        #: Set while anybody waits for the guest, or has left before it said anything; since when, and when it
+        #: said something, as time.monotonic().
         self.awaited = asyncio.Event()
         self.awaited_since = self.last_heard = 0.0
         #: Called for each frame of the guest.
@@ -189,12 +190,13 @@ class Relay:
         for client in list(self._clients.values()):
             client.disconnect("the sandbox has ended")
 
-    def give_up(self, message: str) -> None:
-        """Tell everybody who waits for the guest that it does not answer."""
-        told = {"kind": Refusal.UNRESPONSIVE.value, "message": message}
+    def give_up(self, kind: Refusal, message: str) -> None:
+        """Tell everybody who waits for the guest that no answer will come."""
+        told = {"kind": kind.value, "message": message}
         for client in self._clients.values():
             for id in list(client.sessions):
                 client.forward(encode(id, MessageType.ERROR, told))
+        self._update_idle()
 
     def update_reading(self) -> None:
         """Read the clients whose words can go somewhere, and not the others."""
@@ -328,6 +330,8 @@ class Relay:
             return None
         if self._draining:
             return {"kind": "invalid_session", "message": "the sandbox is draining: no new sessions"}
+        if self._guest.lost.done():
+            return {"kind": Refusal.LOST.value, "message": self._guest.lost.result()}
         if self.gate.passage is Passage.SHUT:
             return {"kind": Refusal.PAUSED.value, "message": _PAUSED}
         return None
@@ -359,6 +363,8 @@ class Relay:
 
     def _from_guest(self, frame: Frame) -> None:
         self.last_heard = time.monotonic()
+        if self._idle.is_set():
+            self.awaited.clear()
         self.on_heard()
         if frame.id == 0:  # to the supervisor: nobody's activity
             return
@@ -374,7 +380,8 @@ class Relay:
     def _update_idle(self) -> None:
         if not any(client.sessions for client in self._clients.values()):
             self._idle.set()
-            self.awaited.clear()
+            if self.last_heard >= self.awaited_since:
+                self.awaited.clear()
 
 
 def _announcing_machine(ready: Frame) -> Frame:

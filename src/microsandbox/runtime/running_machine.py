@@ -31,12 +31,20 @@ class RunningMachine:
 
     @classmethod
     async def attach(cls, vm: VirtualMachine, logs: Path) -> RunningMachine:
-        """Connect to the machine's sockets. ``logs`` is where its console and QEMU's errors are kept."""
+        """Connect to the machine's sockets. ``logs`` is where its console and QEMU's errors are kept.
+
+        Raises OSError when they cannot be kept; the machine has ended then.
+        """
         running = cls(vm)
-        running.console = await _keep(vm.console, logs / "kernel.log")
-        running.errors = await _keep(vm.errors, logs / "qemu.log")
-        running.guest = await GuestLink.open(vm.agent)
-        running.monitor = await Monitor.open(vm.qmp)
+        try:
+            running.console = await _keep(vm.console, logs / "kernel.log")
+            running.errors = await _keep(vm.errors, logs / "qemu.log")
+            running.guest = await GuestLink.open(vm.agent)
+            running.monitor = await Monitor.open(vm.qmp)
+        except BaseException:
+            vm.kill()
+            await running.exited
+            raise
         return running
 
     async def end(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from enum import Enum
@@ -65,12 +66,15 @@ async def spawn(
                 watched, watchdog = os.pipe()
                 theirs.callback(os.close, watched)
                 targets.append((watched, WATCHDOG_FD))
+            pid = None
             try:
                 pid = _start(plan.name, mode, targets)
                 handle = ProcessHandle(
                     pid, plan.name, watchdog=watchdog, reservation=reservation, staging=staging
                 )
             except BaseException:
+                if pid is not None:
+                    _end_unheld(pid)
                 if watchdog is not None:
                     os.close(watchdog)
                 if reservation is not None:
@@ -94,6 +98,13 @@ async def abandon(handle: ProcessHandle) -> None:
     finally:
         await asyncio.wait((ending,))
         handle.close()
+
+
+def _end_unheld(pid: int) -> None:
+    """See a child gone that nobody watches, for want of descriptors for instance."""
+    with suppress(ProcessLookupError, ChildProcessError):  # this program reaps all children there are
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _start(name: str, mode: SpawnMode, targets: Iterable[tuple[int, int]]) -> int:

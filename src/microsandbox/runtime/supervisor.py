@@ -23,7 +23,7 @@ from typing import Any
 import cbor2  # noqa: F401 - the guest's first words must not wait for it
 from msgspec import Struct
 
-from microsandbox.agent.protocol import Frame, MessageType
+from microsandbox.agent.protocol import Frame, MessageType, ProtocolError, Refusal
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
 from microsandbox.runtime.boot_failure import BootFailure, LinkLost, init_is_done, panic_reason
@@ -104,7 +104,11 @@ class Supervisor:
         """Returns the exit status of this process."""
         plan = self._plan
         self._trace.mark("supervisor imported")
-        self._machine = await self._attach(self._vm)
+        try:
+            self._machine = await self._attach(self._vm)
+        except OSError as error:
+            self._record_failure(BootFailure.of(error))
+            return 1
         log.info(
             "QEMU %s runs as process %d: %s, %d CPUs, %d MiB, jail of %s%s",
             plan.qemu.version,
@@ -124,7 +128,7 @@ class Supervisor:
         except BootFailure as failure:
             self._record_failure(failure)
             return 1
-        except (MicrosandboxError, OSError) as error:
+        except (MicrosandboxError, OSError, ProtocolError) as error:
             if self._serving is not None:
                 raise
             self._record_failure(BootFailure.of(error))
@@ -277,18 +281,28 @@ class Supervisor:
         if exited.done():
             return
         if not self._ending.done():
+            if self._serving is not None:
+                self._serving[0].give_up(Refusal.LOST, guest.lost.result())
             # A machine that powers off closes the agent's port a moment before it is gone; an init may end
             # the agent before it is done.
             patience = FLUSH_WINDOW if self._plan.has_init else PORT_TO_EXIT
-            await asyncio.wait((exited,), timeout=0 if guest.broken else patience)
+            await asyncio.wait(
+                (exited, self._ending),
+                timeout=0 if guest.broken else patience,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if exited.done():
                 return
-            self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
+            if not self._ending.done():
+                self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
         ending = self._ending.result()
         if not self._hurry.is_set():
+            window = ending.window
+            if guest.lost.done():  # nobody is there to be told: it is about to power off by itself, or never
+                window = min(window, PORT_TO_EXIT)
             self._start(self._shut_down(guest, pausing))
             hurry = asyncio.ensure_future(self._hurry.wait())
-            await asyncio.wait((exited, hurry), timeout=ending.window, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exited, hurry), timeout=window, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
         if not exited.done():
             log.info("killing the machine")
@@ -349,7 +363,14 @@ class Supervisor:
             self._start(pausing.pause_when_idle(self._plan.pause_after))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
-        self._tasks.add(asyncio.ensure_future(coroutine))
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the supervisor failed", exc_info=error)
 
     async def _drain(self, relay: Relay, pausing: Pausing) -> None:
         await pausing.leave("it is draining")
@@ -371,7 +392,7 @@ class Supervisor:
     async def _watch_health(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
         await Health(relay, guest, pausing.running, Threads(self._machine.vm.pid)).until_hung()
         if not self._ending.done():
-            relay.give_up(UNRESPONSIVE)
+            relay.give_up(Refusal.UNRESPONSIVE, UNRESPONSIVE)
             self.end(Ending(Reason.AGENT_UNRESPONSIVE, 0, UNRESPONSIVE))
 
     # what is left behind
@@ -425,10 +446,10 @@ class Supervisor:
             log.exception("the end of the run could not be recorded; its row will be found stale")
 
 
-def record_launch_failure(plan: LaunchPlan, catalog: SandboxCatalog, error: MicrosandboxError) -> None:
-    """Tell the owner, and the catalogue, why there is no machine."""
+def record_launch_failure(plan: LaunchPlan, catalog: SandboxCatalog, error: Exception) -> None:
+    """Tell the owner, and the catalogue, why there is no machine, or why it is not kept."""
     log.error("boot failed: %s", error)
-    BootFailure(str(error), "build_vm").save(plan.boot_error)
+    BootFailure.of(error, "build_vm").save(plan.boot_error)
     catalog.end_run(
         plan.sandbox_id, plan.run_id, Status.STOPPED, Reason.INTERNAL_ERROR, exit_code=1, detail=str(error)
     )

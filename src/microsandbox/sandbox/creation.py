@@ -24,7 +24,7 @@ from microsandbox.sandbox.options import CreateOptions, SandboxConfig
 from microsandbox.sandbox.sandbox import Sandbox
 from microsandbox.sandbox.stored_config import dump_config, load_config, merge_image
 from microsandbox.sandbox.templates import Start, choose_start
-from microsandbox.sandbox.validation import validate
+from microsandbox.sandbox.validation import validate, validate_merged
 from microsandbox.store.files import host_errors, make_private
 from microsandbox.store.home import Home, SandboxPaths
 from microsandbox.store.sandboxes import SandboxRow
@@ -69,8 +69,7 @@ async def _create(
     ready = host.result()
     trace.mark("image and name claimed")
     with place:
-        start = choose_start(context.home, ready, config, image, fresh=True)
-        start = await _make_files(context, row, config, place, start)
+        start = await _make_files(context, row, config, image, ready, place)
     trace.mark("files made")
     mode = SpawnMode.DETACHED if options.detached else SpawnMode.ATTACHED
     with starting(context, row):
@@ -87,7 +86,9 @@ async def start(context: Context, name: str, *, detached: bool) -> Sandbox:
 async def _start(context: Context, name: str, *, detached: bool) -> Sandbox:
     trace = Trace()
     trace.mark("start")
-    load_config(context.sandboxes.get(name).config)  # one that cannot be started is not claimed
+    validate_merged(
+        load_config(context.sandboxes.get(name).config)
+    )  # one that cannot be started is not claimed
     ready = await prepare_host(context)
     row = context.sandboxes.begin_start(name)
     with starting(context, row):
@@ -122,6 +123,7 @@ async def _claim(
         )
         on_pulled()
         merged = merge_image(config, image)
+        validate_merged(merged)
         await host
         try:
             row = context.sandboxes.create(
@@ -182,7 +184,7 @@ class Place:
 
 
 async def _make_files(
-    context: Context, row: SandboxRow, config: SandboxConfig, place: Place, start: Start
+    context: Context, row: SandboxRow, config: SandboxConfig, image: StoredImage, host: Host, place: Place
 ) -> Start:
     """What is in the sandbox's directory; a failure takes directory and row with it.
 
@@ -190,6 +192,7 @@ async def _make_files(
     """
     paths = SandboxPaths(place.path, place.path)
     try:
+        start = choose_start(context.home, host, config, image, fresh=True)
         paths.logs.mkdir(
             mode=0o700, exist_ok=True
         )  # by a run that lost the name just now, and starts in vain

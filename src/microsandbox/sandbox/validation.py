@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 
 from microsandbox.errors import InvalidConfigError
-from microsandbox.sandbox.handoff import validate_init
+from microsandbox.sandbox.handoff import boot_init, validate_init
 from microsandbox.sandbox.mounts import validate_mounts
 from microsandbox.sandbox.options import MAX_HOSTNAME_BYTES, SandboxConfig, forbidden_in_hostname
 from microsandbox.store.home import validate_name
@@ -15,6 +15,10 @@ from microsandbox.store.home import validate_name
 RESERVED_LABEL_PREFIXES = ("sandbox.", "microsandbox.", "service.")
 #: Bytes of all scripts of a sandbox together: they travel in one message of at most 4 MiB.
 MAX_SCRIPT_BYTES = 3 << 20
+#: The same of all that a guest is told when it boots; what is left of the message is for what is around them.
+MAX_BOOT_BYTES = (4 << 20) - (128 << 10)
+#: Environment variables that the agent takes, for a command as for an init.
+MAX_VARIABLES = 4096
 #: CPUs that every host grants; more only where it has half as many. Guests with hundreds do not come up.
 MAX_CPUS = 8
 #: The agent's bounds, said before anything is made.
@@ -44,6 +48,26 @@ def validate(config: SandboxConfig) -> None:
     _validate_texts(config)
     validate_init(config.init)
     _validate_pause(config.pause_after_secs, config.idle_timeout_secs)
+
+
+def validate_merged(config: SandboxConfig) -> None:
+    """Raises InvalidConfigError for what is too much with what the image brings, or only together."""
+    init = boot_init(config.init, config.env)
+    variables = len(dict(config.env)) if init is None else len(init["env"])
+    if variables > MAX_VARIABLES:
+        raise InvalidConfigError(
+            f"{variables} environment variables are too many (max {MAX_VARIABLES}), the image's included"
+        )
+    words = [] if init is None else [init["cmd"], *init["args"], *init["env"]]
+    words += [text for script in config.scripts.items() for text in script]
+    words += [mount.guest for mount in config.tmpfs_mounts]
+    words.append(config.user or "")
+    size = sum(len(word.encode("utf-8", "surrogatepass")) for word in words)
+    if size > MAX_BOOT_BYTES:
+        raise InvalidConfigError(
+            "scripts, mounts, the init and its environment are too large together: "
+            f"{size} bytes (max {MAX_BOOT_BYTES})"
+        )
 
 
 def _validate_pause(pause_after: int | None, idle_timeout: int | None) -> None:

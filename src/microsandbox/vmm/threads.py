@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: Of /proc/PID/stat: stopped, traced, and waiting for a device, when no thread can do anything.
-_HELD = frozenset("TtD")
+#: Of /proc/PID/stat: stopped, traced; and waiting for a device, when no thread can do anything either.
+_STOPPED = frozenset("Tt")
+_HELD = _STOPPED | {"D"}
 
 
 class Threads:
@@ -26,6 +27,11 @@ class Threads:
             return seconds
         waits = (waited - before[task][0] for task, (waited, _) in self._waited.items() if task in before)
         return min(seconds, max(waits, default=0) / 1e9)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody on the host had stopped them at the last call: no guest can have that done."""
+        return any(state in _STOPPED for _, state in self._waited.values())
 
     def _read(self) -> dict[str, tuple[int, str]]:
         """Nanoseconds spent waiting for a processor, and the state, of each thread."""

@@ -36,8 +36,8 @@ class Guest:
 
 
 class World:
-    def __init__(self, relay, guest, path):
-        self.relay, self.guest, self.path = relay, guest, path
+    def __init__(self, relay, link, guest, path):
+        self.relay, self.link, self.guest, self.path = relay, link, guest, path
         self.connections = []
 
     async def client(self):
@@ -48,12 +48,13 @@ class World:
 @pytest.fixture
 async def world(tmp_path):
     host, far = socket.socketpair()
-    relay = Relay(await GuestLink.open(host), lambda: None, ExecLog.open(tmp_path / "logs"))
+    link = await GuestLink.open(host)
+    relay = Relay(link, lambda: None, ExecLog.open(tmp_path / "logs"))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "agent.sock"))
     listener.listen()
     await relay.serve(listener, encode(0, MessageType.READY, {}))
-    found = World(relay, Guest(far), tmp_path / "agent.sock")
+    found = World(relay, link, Guest(far), tmp_path / "agent.sock")
     yield found
     relay.close()
     for connection in found.connections:

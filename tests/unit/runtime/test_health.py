@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.agent.protocol import MessageType, Refusal, encode
 from microsandbox.errors import AgentUnresponsiveError
 from microsandbox.runtime import health
 from microsandbox.vmm.threads import Threads
@@ -41,11 +41,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(health, "_STEP", 0.1)
 
 
-def watch(agent, held_up=lambda _seconds: 0.0, *, running=True):
+def watch(agent, held_up=lambda _seconds: 0.0, *, running=True, stopped=False):
     event = asyncio.Event()
     if running:
         event.set()
-    check = health.Health(agent, agent, event, SimpleNamespace(held_up=held_up))
+    check = health.Health(agent, agent, event, SimpleNamespace(held_up=held_up, stopped=stopped))
     return asyncio.ensure_future(check.until_hung())
 
 
@@ -89,6 +89,29 @@ async def test_a_machine_that_is_starved_has_time(quick):
     assert time.monotonic() - started > 0.6, "half the time counts"
 
 
+async def test_what_a_guest_can_bring_about_gains_it_no_more_than_so_much_time(quick, monkeypatch):
+    monkeypatch.setattr(health, "MOST_PATIENCE", 0.6)
+    agent = Agent()
+    agent.answers = False
+    started = time.monotonic()
+    assert await hangs_within(3, watch(agent, lambda seconds: seconds))
+    assert 0.5 < time.monotonic() - started < 2
+    assert not await hangs_within(1.5, watch(agent, lambda seconds: seconds, stopped=True))
+
+
+@pytest.mark.parametrize(
+    ("states", "held_up", "stopped"), [("SS", 0, False), ("SD", 1, False), ("Tt", 1, True), ("DT", 1, True)]
+)
+def test_threads_that_wait_for_a_device_were_not_stopped(tmp_path, states, held_up, stopped):
+    for number, state in enumerate(states):
+        task = tmp_path / "7/task" / str(number)
+        task.mkdir(parents=True)
+        (task / "schedstat").write_text("0 0 0\n")
+        (task / "stat").write_text(f"{number} (CPU 0/TCG) {state} 1 1\n")
+    threads = Threads(7, tmp_path)
+    assert (threads.held_up(1), threads.stopped) == (held_up, stopped)
+
+
 async def test_time_in_which_this_process_did_not_run_does_not_count(quick):
     agent = Agent()
     agent.answers = False
@@ -125,6 +148,7 @@ def test_a_thread_that_is_stopped_is_held_up(spinner):
     os.kill(spinner, signal.SIGSTOP)
     os.waitid(os.P_PID, spinner, os.WSTOPPED | os.WNOWAIT)
     assert threads.held_up(0.5) == 0.5
+    assert threads.stopped
 
 
 def test_threads_that_share_one_processor_wait_for_each_other(spinner):
@@ -146,7 +170,7 @@ async def test_everybody_who_waits_is_told_and_nobody_else(world):
     client, bystander = await world.client(), await world.client()
     sessions = [await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"}) for _ in range(2)]
     await settle()
-    world.relay.give_up("it hangs")
+    world.relay.give_up(Refusal.UNRESPONSIVE, "it hangs")
     for session in sessions:
         with pytest.raises(AgentUnresponsiveError, match="agent client error: it hangs"):
             await session.next_message()
@@ -168,11 +192,52 @@ async def test_somebody_waits_from_the_first_request_to_the_last_answer(world):
     world.guest.end(second.id)
     await settle()
     assert not relay.awaited.is_set()
-    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    third = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await settle()
+    world.guest.sock.sendall(encode(third.id, MessageType.EXEC_STARTED, {"pid": 2}).raw)
     await settle()
     client.close()
     await settle()
     assert not relay.awaited.is_set(), "who has left waits no longer"
+
+
+def health_of(world):
+    """The health check of the world's relay, whose machine runs."""
+    running = asyncio.Event()
+    running.set()
+    threads = SimpleNamespace(held_up=lambda _seconds: 0.0, stopped=False)
+    return asyncio.ensure_future(health.Health(world.relay, world.link, running, threads).until_hung())
+
+
+async def visit(world, seconds):
+    """A client that asks for something and leaves before its answer."""
+    client = await world.client()
+    await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
+    await asyncio.sleep(seconds)
+    client.close()
+    await settle()
+
+
+async def test_an_agent_that_hangs_is_found_out_by_clients_none_of_which_waits_for_long(world, quick):
+    task = health_of(world)
+    for _ in range(20):
+        await visit(world, health.SILENCE * 0.8)
+    assert await hangs_within(0, task)
+
+
+async def test_an_agent_whose_client_has_left_is_asked_once(world, quick):
+    task = health_of(world)
+    await visit(world, 0.01)
+    pings = 0
+    for _ in range(50):
+        await asyncio.sleep(0.01)
+        for message in world.guest.heard():
+            if message.kind is MessageType.PING:
+                pings += 1
+                world.guest.sock.sendall(encode(0, MessageType.PONG, {}).raw)
+    assert pings == 1
+    assert not world.relay.awaited.is_set()
+    assert not await hangs_within(0, task)
 
 
 async def test_an_answer_to_the_question_is_nobodys_activity(world):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,35 @@ async def test_a_cancelled_spawn_leaves_no_process(parcel, supervisor, mode):
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    assert children() == running
+
+
+@pytest.mark.parametrize("mode", list(SpawnMode))
+async def test_a_supervisor_that_cannot_be_watched_is_ended_and_the_next_is_none_the_worse(
+    parcel, supervisor, monkeypatch, mode
+):
+    supervisor('echo "{\\"pid\\": $$}"; exec sleep 100')
+    start, slot = spawning._start, Slot()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def start_with_the_last_descriptors(*arguments):
+        pid = start(*arguments)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        return pid
+
+    before, running = len(os.listdir("/proc/self/fd")), children()
+    monkeypatch.setattr(spawning, "_start", start_with_the_last_descriptors)
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            await spawn(parcel, (), mode, reservation=slot)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        monkeypatch.setattr(spawning, "_start", start)
+    assert slot.released == 1
+    assert children() == running
+    assert len(os.listdir("/proc/self/fd")) == before
+    for _ in range(2):
+        await spawning.abandon(await spawn(parcel, (), mode))
     assert children() == running
 
 

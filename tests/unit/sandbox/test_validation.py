@@ -3,10 +3,19 @@
 import pytest
 from msgspec.structs import replace
 
+from microsandbox.agent.protocol import MessageType, encode
 from microsandbox.errors import InvalidConfigError
+from microsandbox.sandbox.boot import _boot_config
+from microsandbox.sandbox.handoff import Init
 from microsandbox.sandbox.mounts import TmpfsMount
 from microsandbox.sandbox.rootfs import OciImage
-from microsandbox.sandbox.validation import MAX_SCRIPT_BYTES, validate
+from microsandbox.sandbox.validation import (
+    MAX_BOOT_BYTES,
+    MAX_SCRIPT_BYTES,
+    MAX_VARIABLES,
+    validate,
+    validate_merged,
+)
 
 
 def mounts(*guests):
@@ -81,3 +90,44 @@ def test_what_is_wrong_is_said(config, change, detail):
 def test_environment_variables_that_no_system_has_are_refused(config, pair):
     with pytest.raises(InvalidConfigError, match="cannot be set"):
         validate(replace(config, env=(pair,)))
+
+
+def variables(count, size=0, prefix="V"):
+    return tuple((f"{prefix}{number:04}", "x" * size) for number in range(count))
+
+
+def test_variables_are_counted_with_those_of_the_image_and_the_init(config):
+    full = replace(config, env=variables(MAX_VARIABLES))
+    validate_merged(full)
+    validate_merged(replace(full, init=Init("auto", env=(("V0000", "another"),))))
+    for more in (
+        replace(full, env=(*full.env, ("A", ""))),
+        replace(full, init=Init("auto", env=(("A", ""),))),
+    ):
+        with pytest.raises(
+            InvalidConfigError, match="^invalid config: 4097 environment .* too many .max 4096"
+        ):
+            validate_merged(more)
+
+
+def filled(config, spare):
+    """As much of everything as there may be, in as many pieces, and ``spare`` bytes less than the limit."""
+    init = Init("/i", tuple("a" for _ in range(4095)), variables(2048, 16, "I"))
+    env, tmpfs = (
+        variables(2048, 16),
+        tuple(TmpfsMount(f"/{number:02}".ljust(4000, "m")) for number in range(64)),
+    )
+    scripts = {f"{number:03}": "" for number in range(511)}
+    taken = 2 + 4095 + 4096 * (5 + 1 + 16) + 64 * 4000 + 511 * 3
+    scripts["last"] = "x" * (MAX_BOOT_BYTES - taken - 4 - spare)
+    return replace(config, init=init, env=env, tmpfs_mounts=tmpfs, scripts=scripts)
+
+
+def test_all_that_a_guest_is_told_fits_into_one_message(config):
+    most = filled(config, 0)
+    validate_merged(most)
+    told = {**_boot_config(most, "0" * 32), "unix_time_nanos": 2**62, "entropy": bytes(64)}
+    encode(0, MessageType.BOOT_CONFIG, told)
+    with pytest.raises(InvalidConfigError, match=f"{MAX_BOOT_BYTES + 1} bytes .max {MAX_BOOT_BYTES}.$"):
+        validate_merged(filled(config, -1))
+    validate_merged(replace(filled(config, -1), init=None))
