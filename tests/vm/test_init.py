@@ -10,7 +10,7 @@ import time
 import pytest
 
 from microsandbox import Image, InitConfig, Sandbox
-from microsandbox.errors import AgentClientError, BootError
+from microsandbox.errors import AgentClientError, BootError, InvalidConfigError
 from tests.images import busybox_archive
 from tests.vm.test_lifecycle import run_of
 
@@ -136,6 +136,14 @@ async def test_what_cannot_be_an_init_is_a_boot_error_that_names_it(image, name,
     assert reason in str(caught.value)
     assert caught.value.stage == "config"
     await Sandbox.remove(name)
+
+
+async def test_what_no_message_has_room_for_is_refused_before_there_is_a_sandbox(image, name, session_home):
+    init = InitConfig("/opt/patient", ("x" * ((2 << 20) - 100),), {})
+    with pytest.raises(InvalidConfigError, match="too large together: [0-9]+ bytes"):
+        await Sandbox.create(name, image=image, init=init, scripts={"run": "x" * ((3 << 20) - 100)})
+    assert name not in [row.name for row in await Sandbox.list()]
+    assert not (session_home / "sandboxes" / name).exists()
 
 
 async def test_auto_without_any_names_where_it_looked(session_home, name, tmp_path):

@@ -129,11 +129,16 @@ async def test_a_configuration_that_is_no_message_is_a_boot_failure(box, machine
     assert box.end == ("Stopped", "InternalError", box.record.message)
 
 
+def come_up(guest):
+    """All that a guest says until it is ready."""
+    for kind in (MessageType.BOOT_HELLO, MessageType.INIT_RESOLVED, MessageType.READY):
+        guest.sock.sendall(encode(0, kind, {}).raw)
+
+
 async def test_a_task_that_fails_is_a_word_in_the_log_and_done_with(box, machine, caplog):
     (box.plan.logs / "timings.json").mkdir()
     vm, guest = machine()
-    for kind in (MessageType.BOOT_HELLO, MessageType.INIT_RESOLVED, MessageType.READY):
-        guest.sock.sendall(encode(0, kind, {}).raw)
+    come_up(guest)
     running = asyncio.ensure_future(supervise(box, vm))
     async with asyncio.timeout(10):
         while "a task of the supervisor failed" not in caplog.text:
