@@ -7,23 +7,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from microsandbox.agent.connection import Connection
 from microsandbox.agent.protocol import MessageType, encode
-from microsandbox.errors import AgentClientError
 from microsandbox.runtime.boot_failure import BootFailure
 from microsandbox.runtime.plan import LaunchPlan
-from microsandbox.runtime.supervisor import Ending, Supervisor
+from microsandbox.runtime.supervisor import Supervisor
 from microsandbox.store.database import Database
-from microsandbox.store.sandboxes import Reason, SandboxCatalog
+from microsandbox.store.sandboxes import SandboxCatalog
 from microsandbox.vmm.jail import JailedProcess
 from microsandbox.vmm.qemu import QemuInstallation, VirtualMachine
-from tests.unit.runtime.conftest import Guest, settle
+from tests.unit.runtime.conftest import Guest
 
 
 class Box:
@@ -136,29 +133,6 @@ def come_up(guest):
     """All that a guest says until it is ready."""
     for kind in (MessageType.BOOT_HELLO, MessageType.INIT_RESOLVED, MessageType.READY):
         guest.sock.sendall(encode(0, kind, {}).raw)
-
-
-async def test_an_agent_that_ends_below_an_init_is_said_at_once_and_leaves_little_to_wait_for(box, machine):
-    box.plan = replace(box.plan, boot={"init": {"cmd": "/init"}})
-    vm, guest = machine()
-    come_up(guest)
-    running = asyncio.ensure_future(supervise(box, vm))
-    await settle()
-    client = await Connection.open(box.socket)
-    waiting = await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
-    await settle()
-    guest.sock.close()
-    for session in (waiting, None):
-        session = session or await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"})
-        with pytest.raises(AgentClientError, match="the agent port was closed"):
-            await asyncio.wait_for(session.next_message(), 1)
-    assert not running.done(), "its init may be about to power off"
-    client.close()
-    started = time.monotonic()
-    box.supervisor.end(Ending(Reason.SHUTDOWN_REQUESTED, 8))
-    await running
-    assert time.monotonic() - started < 4
-    assert box.end[:2] == ("Stopped", "ShutdownRequested")
 
 
 async def test_a_task_that_fails_is_a_word_in_the_log_and_done_with(box, machine, caplog):
