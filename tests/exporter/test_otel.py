@@ -200,6 +200,35 @@ def test_a_last_export_that_fails_is_exit_code_1(context, program):
     assert "Connection refused" in err
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (
+            307,
+            {"location": "https://me:pw@elsewhere:4318/login?state=pw#pw"},
+            " to https://elsewhere:4318/login",
+        ),
+        (301, {"location": "/v1/metrics/"}, " to http://127.0.0.1:{port}/v1/metrics/"),
+        (302, {"location": "http://[pw/"}, ""),
+        (304, {}, ""),
+    ],
+)
+def test_a_redirection_is_a_failed_export(context, program, http_answers, status, headers, said):
+    port = http_answers(status, **headers)
+    running = program(*otel(port, "--protocol", "http", "--export-timeout", "2s"))
+    line = running.process.stderr.readline()
+    assert f"the answer is {status} " in line and "a redirection" + said.format(port=port) + ", which" in line
+    assert " collections wait for the next try in " in line and "pw" not in line
+    assert running.stop()[0] == 1
+
+
+def test_a_status_that_may_pass_is_tried_again(context, program, http_answers):
+    running = program(*otel(http_answers(503), "--protocol", "http", "--export-timeout", "1500ms"))
+    assert "Service Unavailable encountered while exporting metrics batch, retrying" in (
+        running.process.stderr.readline()
+    )
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(context, program, collector, second):
     collector.hold = threading.Event()

@@ -13,10 +13,12 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import certifi
 import grpc
+import requests
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpExporter
@@ -46,6 +48,7 @@ _HTTP_PATH = "/v1/metrics"
 #: OTLP's integers have a sign.
 _MOST = (1 << 63) - 1
 _MOST_CERTIFICATES = 1 << 20
+_LONGEST_TARGET = 200
 
 Attributes = dict[str, str | int]
 
@@ -172,7 +175,34 @@ def _http(settings: OtelSettings, timeout: float) -> HttpExporter:
         headers=dict(settings.headers) or None,
         timeout=timeout,
         compression=HttpCompression.NoCompression,
+        session=_without_redirections(),
     )
+
+
+def _without_redirections() -> requests.Session:
+    """OpenTelemetry 1.45 does not follow a redirection, and takes it for success."""
+    session = requests.Session()
+    session.hooks["response"].append(_refuse_redirection)
+    return session
+
+
+def _refuse_redirection(response: requests.Response, **_: Any) -> None:
+    if 300 <= response.status_code < 400:
+        response.close()
+        target = _target(response)
+        raise requests.RequestException(
+            f"the answer is {response.status_code} {response.reason}, a redirection"
+            f"{f' to {target}' if target else ''}, which is not followed"
+        )
+
+
+def _target(response: requests.Response) -> str | None:
+    """Where a redirection points to, without what may be a secret."""
+    try:
+        url = urlsplit(urljoin(response.url, response.headers["location"]))
+    except (KeyError, ValueError):
+        return None
+    return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))[:_LONGEST_TARGET]
 
 
 def _headers(headers: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]] | None:
