@@ -106,8 +106,41 @@ def test_headers(context, program, collector):
 
 
 def test_headers_may_be_in_the_environment(context, program, collector):
-    program(*otel(collector.port), OTEL_EXPORTER_OTLP_HEADERS="x-scope=env")
-    assert collector.next()[1]["x-scope"] == "env"
+    program(*otel(collector.port), OTEL_EXPORTER_OTLP_HEADERS="X-Scope=env%2C1 , b=two words,")
+    metadata = collector.next()[1]
+    assert (metadata["x-scope"], metadata["b"]) == ("env,1", "two words")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "hunter2",
+        "authorization: Bearer hunter2",
+        "a=hunter2;b=2",
+        "a=hunter2%0ab",
+        "a=hunter2%C3%A9",
+        "hunter2!=a",
+    ],
+)
+def test_malformed_headers_in_the_environment_are_refused_unprinted(context, program, protocol, name, bad):
+    running = program(
+        *otel(1, "--protocol", protocol, "--log-level", "debug"), **{name: f"x-scope=env,,{bad}"}
+    )
+    code, out, err = running.wait(10)
+    assert (code, out) == (1, "") and "hunter2" not in err
+    assert f"{name}: expected KEY=VALUE,... with printable ASCII; number 3 is something else" in err
+
+
+def test_malformed_headers_in_the_environment_do_not_matter_where_an_option_goes_before_them(
+    context, program, collector
+):
+    words = otel(collector.port, "--header", "x-scope=a", "--log-level", "debug")
+    running = program(*words, OTEL_EXPORTER_OTLP_HEADERS="hunter2")
+    assert collector.next()[1]["x-scope"] == "a"
+    code, _, err = running.stop()
+    assert code == 0 and "hunter2" not in err
 
 
 def test_what_is_too_large_for_otlp_is_the_largest_it_has(context, program, collector):
