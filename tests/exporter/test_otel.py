@@ -106,8 +106,41 @@ def test_headers(context, program, collector):
 
 
 def test_headers_may_be_in_the_environment(context, program, collector):
-    program(*otel(collector.port), OTEL_EXPORTER_OTLP_HEADERS="x-scope=env")
-    assert collector.next()[1]["x-scope"] == "env"
+    program(*otel(collector.port), OTEL_EXPORTER_OTLP_HEADERS="X-Scope=env%2C1 , b=two words,")
+    metadata = collector.next()[1]
+    assert (metadata["x-scope"], metadata["b"]) == ("env,1", "two words")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "hunter2",
+        "authorization: Bearer hunter2",
+        "a=hunter2;b=2",
+        "a=hunter2%0ab",
+        "a=hunter2%C3%A9",
+        "hunter2!=a",
+    ],
+)
+def test_malformed_headers_in_the_environment_are_refused_unprinted(context, program, protocol, name, bad):
+    running = program(
+        *otel(1, "--protocol", protocol, "--log-level", "debug"), **{name: f"x-scope=env,,{bad}"}
+    )
+    code, out, err = running.wait(10)
+    assert (code, out) == (1, "") and "hunter2" not in err
+    assert f"{name}: expected KEY=VALUE,... with printable ASCII; number 3 is something else" in err
+
+
+def test_malformed_headers_in_the_environment_do_not_matter_where_an_option_goes_before_them(
+    context, program, collector
+):
+    words = otel(collector.port, "--header", "x-scope=a", "--log-level", "debug")
+    running = program(*words, OTEL_EXPORTER_OTLP_HEADERS="hunter2")
+    assert collector.next()[1]["x-scope"] == "a"
+    code, _, err = running.stop()
+    assert code == 0 and "hunter2" not in err
 
 
 def test_what_is_too_large_for_otlp_is_the_largest_it_has(context, program, collector):
@@ -198,6 +231,35 @@ def test_a_last_export_that_fails_is_exit_code_1(context, program):
     assert code == 1
     assert "error: the last export failed: exporting to http://127.0.0.1:" in err
     assert "Connection refused" in err
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (
+            307,
+            {"location": "https://me:pw@elsewhere:4318/login?state=pw#pw"},
+            " to https://elsewhere:4318/login",
+        ),
+        (301, {"location": "/v1/metrics/"}, " to http://127.0.0.1:{port}/v1/metrics/"),
+        (302, {"location": "http://[pw/"}, ""),
+        (304, {}, ""),
+    ],
+)
+def test_a_redirection_is_a_failed_export(context, program, http_answers, status, headers, said):
+    port = http_answers(status, **headers)
+    running = program(*otel(port, "--protocol", "http", "--export-timeout", "2s"))
+    line = running.process.stderr.readline()
+    assert f"the answer is {status} " in line and "a redirection" + said.format(port=port) + ", which" in line
+    assert " collections wait for the next try in " in line and "pw" not in line
+    assert running.stop()[0] == 1
+
+
+def test_a_status_that_may_pass_is_tried_again(context, program, http_answers):
+    running = program(*otel(http_answers(503), "--protocol", "http", "--export-timeout", "1500ms"))
+    assert "Service Unavailable encountered while exporting metrics batch, retrying" in (
+        running.process.stderr.readline()
+    )
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

@@ -249,12 +249,16 @@ def _header(text: str) -> tuple[str, str]:
     if "=" not in text:
         raise ValueError("expected KEY=VALUE")  # what was given may be a secret
     key, value = _split_pair(text)
-    key = key.lower()
+    check_header(key := key.lower(), value)
+    return key, value
+
+
+def check_header(key: str, value: str) -> None:
+    """Raises ValueError, without the value."""
     if not _HEADER_KEY.fullmatch(key) or key.endswith("-bin"):
         raise ValueError(f'"{key}" cannot be the name of a header')
     if not value.isascii() or not value.isprintable():
         raise ValueError(f"the value of {key} has characters that a header cannot have")
-    return key, value
 
 
 @_explained

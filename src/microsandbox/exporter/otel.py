@@ -13,13 +13,19 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import certifi
 import grpc
+import requests
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpExporter
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_HEADERS,
+    OTEL_EXPORTER_OTLP_METRICS_HEADERS,
+)
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -33,9 +39,10 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.util.re import parse_env_headers
 
 from microsandbox.errors import InvalidConfigError
-from microsandbox.exporter.arguments import OtelSettings
+from microsandbox.exporter.arguments import OtelSettings, check_header
 from microsandbox.exporter.collection import Collection, Reading
 from microsandbox.exporter.pipeline import Exporter, ExportError, Health
 from microsandbox.exporter.series import SANDBOX_SERIES, Number
@@ -46,14 +53,20 @@ _HTTP_PATH = "/v1/metrics"
 #: OTLP's integers have a sign.
 _MOST = (1 << 63) - 1
 _MOST_CERTIFICATES = 1 << 20
+_LONGEST_TARGET = 200
 
 Attributes = dict[str, str | int]
 
 
 class OtelExporter(Exporter):
-    """Sends to one collector. ``timeout`` is in seconds, for each export and its retries."""
+    """Sends to one collector. ``timeout`` is in seconds, for each export and its retries.
+
+    Raises InvalidConfigError.
+    """
 
     def __init__(self, settings: OtelSettings, timeout: float) -> None:
+        if settings.http or not settings.headers:  # gRPC's exporter takes either
+            _check_headers(os.environ)
         self._settings = settings
         self._started = time.time_ns()
         self._resource = Resource(_resource(settings, os.environ))
@@ -172,12 +185,56 @@ def _http(settings: OtelSettings, timeout: float) -> HttpExporter:
         headers=dict(settings.headers) or None,
         timeout=timeout,
         compression=HttpCompression.NoCompression,
+        session=_without_redirections(),
     )
+
+
+def _without_redirections() -> requests.Session:
+    """OpenTelemetry 1.45 does not follow a redirection, and takes it for success."""
+    session = requests.Session()
+    session.hooks["response"].append(_refuse_redirection)
+    return session
+
+
+def _refuse_redirection(response: requests.Response, **_: Any) -> None:
+    if 300 <= response.status_code < 400:
+        response.close()
+        target = _target(response)
+        raise requests.RequestException(
+            f"the answer is {response.status_code} {response.reason}, a redirection"
+            f"{f' to {target}' if target else ''}, which is not followed"
+        )
+
+
+def _target(response: requests.Response) -> str | None:
+    """Where a redirection points to, without what may be a secret."""
+    try:
+        url = urlsplit(urljoin(response.url, response.headers["location"]))
+    except (KeyError, ValueError):
+        return None
+    return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))[:_LONGEST_TARGET]
 
 
 def _headers(headers: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]] | None:
     """None leaves it to OTEL_EXPORTER_OTLP_HEADERS, where secrets are not in anybody's list of processes."""
     return headers or None
+
+
+def _check_headers(environ: Mapping[str, str]) -> None:
+    """OpenTelemetry leaves out what it cannot read, with a message that has the secret."""
+    logging.getLogger(parse_env_headers.__module__).disabled = True
+    names = (OTEL_EXPORTER_OTLP_METRICS_HEADERS, OTEL_EXPORTER_OTLP_HEADERS)
+    name = next(filter(environ.get, names), None)
+    for number, pair in enumerate(environ[name].split(",") if name else (), 1):
+        if not pair.strip():
+            continue
+        try:
+            [(key, value)] = parse_env_headers(pair, liberal=True).items()
+            check_header(key, value)
+        except ValueError:  # its text may have what was meant to be a value
+            raise InvalidConfigError(
+                f"{name}: expected KEY=VALUE,... with printable ASCII; number {number} is something else"
+            ) from None
 
 
 def signal_url(endpoint: str) -> str:

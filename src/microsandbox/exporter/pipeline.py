@@ -54,7 +54,6 @@ class Pipeline:
         self._exporter, self._limit, self._flush_interval = exporter, limit, flush_interval
         self._buffer: deque[Collection] = deque()
         self._failures = 0
-        self._paused_until = 0.0
         self.health = Health()
 
     def __len__(self) -> int:
@@ -64,22 +63,23 @@ class Pipeline:
         self._buffer.append(collection)
         self._give_up_the_oldest()
 
-    async def flush_when_due(self, stop: asyncio.Event) -> None:
-        """A scheduled flush: skipped for a while after failures, and cut short by ``stop``.
+    async def flush(self, stop: asyncio.Event) -> float:
+        """Send on what there is, cut short by ``stop``; returns the time to the next flush.
 
-        Raises BrokenPipeError.
+        It is an interval from the start of this one, a longer pause after it when it failed. Raises
+        BrokenPipeError.
         """
-        if time.monotonic() < self._paused_until:
-            return
+        started = time.monotonic()
         try:
             for _ in range(len(self._buffer)):
                 if stop.is_set():
-                    return
+                    break
                 await self._export_first()
         except ExportError as error:
-            pause = self._flush_interval * 2 ** min(self._failures - 1, _MOST_DOUBLINGS)
-            self._paused_until = time.monotonic() + pause
+            pause = self._flush_interval * 2.0 ** min(self._failures - 1, _MOST_DOUBLINGS)
             log.warning("%s; %d collections wait for the next try in %.1fs", error, len(self), pause)
+            return pause
+        return max(0.0, started + self._flush_interval - time.monotonic())
 
     async def finish(self) -> None:
         """Send on all that is left, and close the exporter. Raises ExportError, BrokenPipeError."""

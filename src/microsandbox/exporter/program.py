@@ -117,7 +117,7 @@ def _exporter(settings: Settings) -> Exporter:
 async def _collect(collector: Collector, pipeline: Pipeline, interval: float, stop: asyncio.Event) -> None:
     """Collect at once and then at each interval."""
     trouble = ""
-    async for _ in _ticks(interval, stop, at_once=True):
+    async for _ in _ticks(interval, stop):
         try:
             collection = collector.collect()
             log.debug("collected %d sandboxes", len(collection.readings))
@@ -130,10 +130,10 @@ async def _collect(collector: Collector, pipeline: Pipeline, interval: float, st
 
 
 async def _export(pipeline: Pipeline, interval: float, stop: asyncio.Event) -> int:
-    """Flush at each interval and at the end; returns the exit code."""
+    """Flush at each interval, less often while it fails, and at the end; returns the exit code."""
     try:
-        async for _ in _ticks(interval, stop):
-            await pipeline.flush_when_due(stop)
+        while not await _stopped_within(interval, stop):
+            interval = await pipeline.flush(stop)
         await pipeline.finish()
     except BrokenPipeError:
         stop.set()
@@ -144,17 +144,19 @@ async def _export(pipeline: Pipeline, interval: float, stop: asyncio.Event) -> i
     return 0
 
 
-async def _ticks(interval: float, stop: asyncio.Event, *, at_once: bool = False) -> AsyncIterator[None]:
-    """A tick at each interval until ``stop``, late ones once; there is none while one is dealt with."""
+async def _ticks(interval: float, stop: asyncio.Event) -> AsyncIterator[None]:
+    """A tick at once and at each interval until ``stop``, late ones once; none while one is dealt with."""
     loop = asyncio.get_running_loop()
-    due = loop.time() + (0 if at_once else interval)
-    while True:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), due - loop.time())
-        if stop.is_set():
-            return
+    due = loop.time()
+    while not await _stopped_within(due - loop.time(), stop):
         yield
         due = max(due + interval, loop.time())
+
+
+async def _stopped_within(seconds: float, stop: asyncio.Event) -> bool:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+    return stop.is_set()
 
 
 async def _serve(listen: tuple[str, int], collector: Collector, stop: asyncio.Event) -> int:
