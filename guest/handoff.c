@@ -33,6 +33,10 @@
 /* As systemd has it: SIGRTMIN + 4, counted from where glibc begins. musl begins one later. */
 enum { POWER_OFF_SIGNAL = 34 + 4 };
 
+struct streams {
+    int null, log;
+};
+
 extern char **environ;
 
 static const char *find_init(struct agent *agent, const char *wanted)
@@ -119,15 +123,22 @@ static void go_on_as_child(struct agent *agent)
     snprintf(agent->name, strlen(agent->name) + 1, "@msb");
 }
 
-/* The console is the init's. */
-static void redirect(struct agent *agent)
+/* Opened before the init runs, which may mount something over it. The console becomes the init's. */
+static void open_streams(struct agent *agent, struct streams *streams)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int log = open(LOG, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0640);
-    if (null < 0 || log < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(log, 2) < 0)
+    streams->null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    streams->log = open(LOG, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0640);
+    if (streams->null < 0 || streams->log < 0)
         boot_fail(agent, "mount", errno, "the log %s cannot be opened", LOG);
-    close(null);
-    close(log);
+}
+
+static void redirect(const struct streams *streams)
+{
+    dup2(streams->null, 0);
+    dup2(streams->null, 1);
+    dup2(streams->log, 2);
+    close(streams->null);
+    close(streams->log);
 }
 
 void hand_off(struct agent *agent, const struct boot_init *init)
@@ -135,6 +146,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
     static char home[] = "HOME=/";
     char **argv = init->argv.items, *path;
     int report[2], error = 0;
+    struct streams streams;
 
     argv[0] = (char *)find_init(agent, argv[0]);
     check_init(agent, argv[0]);
@@ -142,6 +154,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
     if (env.failed)
         boot_fail(agent, "config", E2BIG, "the init has too many environment variables");
     prepare_run(agent);
+    open_streams(agent, &streams);
     if (mkdir(AGENT_CGROUP, 0755) < 0 && errno != EEXIST)
         console("%s cannot be made: %s", AGENT_CGROUP, os_error(errno).text);
     enter_cgroup(AGENT_CGROUP "/cgroup.procs");
@@ -155,7 +168,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
     if (read(report[0], &error, sizeof error) != 0) /* else it was closed by the program's start */
         boot_fail(agent, "config", error, "handoff init %s cannot be executed", argv[0]);
     close(report[0]);
-    redirect(agent);
+    redirect(&streams);
 }
 
 static unsigned long long signal_set(const char *status, const char *name)

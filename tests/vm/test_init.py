@@ -21,8 +21,11 @@ PATIENT_INIT = """#!/bin/sh
 while ! test -e /init.end; do sleep 0.05; done
 exit "$(cat /init.end)"
 """
+#: Covers what was prepared below /run, as early as an init can.
+COVERING_INIT = "#!/bin/sh\nmount -t tmpfs tmpfs /run\nexec /opt/patient\n"
 FILES = {
     "opt/patient": PATIENT_INIT,
+    "opt/covering": COVERING_INIT,
     "opt/plain": "no program\n",
     "opt/broken": "#!/no/such/interpreter\n",
     "etc/inittab": "::sysinit:/bin/touch /inittab.ran\n::shutdown:/bin/sh -c 'echo down > /shutdown.ran'\n",
@@ -89,6 +92,12 @@ async def test_the_agent_is_a_process_of_its_own_and_commands_are_as_ever(image,
 async def test_it_boots_without_a_template_too(image, name, cold):
     async with await Sandbox.create(name, image=image, init="/opt/patient") as sandbox:
         assert await said(sandbox, "cat /proc/1/comm") == "patient\n"
+
+
+async def test_an_init_may_mount_over_run_first_thing(image, name):
+    async with await Sandbox.create(name, image=image, init="/opt/covering", cpus=2) as sandbox:
+        await said(sandbox, "until test $(grep -c ' /run ' /proc/mounts) = 2; do sleep 0.05; done")
+        assert await said(sandbox, "readlink /proc/$PPID/fd/2") == "/run/microsandbox/agentd.log\n"
 
 
 async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, session_home):
