@@ -37,6 +37,12 @@ struct streams {
     int null, log;
 };
 
+/* Why the program does not run. */
+struct failure {
+    int error; /* 0: it does */
+    int limit; /* the index of one that cannot be applied, -1: the program cannot be executed */
+};
+
 extern char **environ;
 
 static const char *find_init(struct agent *agent, const char *wanted)
@@ -90,26 +96,45 @@ static void enter_cgroup(const char *processes)
         close(fd);
 }
 
+static struct failure apply_limits(const struct agent *agent)
+{
+    for (unsigned i = 0; i < agent->limit_count; i++)
+        if (limit_apply(&agent->limits[i]) < 0)
+            return (struct failure){errno, (int)i};
+    return (struct failure){0, -1};
+}
+
 /* If the program cannot be executed this process does nothing more: the agent says why and powers off. */
 static _Noreturn void become_init(struct agent *agent, char *const *argv, char *const *env, int report)
 {
     sigset_t none;
-    int error = 0;
     sigemptyset(&none);
     enter_cgroup(CGROUPS "/cgroup.procs");
-    for (unsigned i = 0; i < agent->limit_count && error == 0; i++)
-        if (limit_apply(&agent->limits[i]) < 0)
-            error = errno;
+    struct failure failure = apply_limits(agent);
     scheduling_normal();
     sigprocmask(SIG_SETMASK, &none, NULL); /* the agent has no handlers */
-    if (error == 0) {
+    if (failure.error == 0) {
         execve(argv[0], argv, env);
-        error = errno;
+        failure.error = errno;
     }
-    if (write(report, &error, sizeof error) < 0)
+    if (write(report, &failure, sizeof failure) < 0)
         close(report);
     for (;;)
         pause();
+}
+
+/* Returns when the program runs, which closes the report. */
+static void await_init(struct agent *agent, const char *path, int report)
+{
+    struct failure failure;
+    ssize_t length = read(report, &failure, sizeof failure);
+    if (length == 0) {
+        close(report);
+        return;
+    }
+    if (length > 0 && failure.limit >= 0)
+        limit_fail(agent, &agent->limits[failure.limit], failure.error);
+    boot_fail(agent, "config", length < 0 ? errno : failure.error, "handoff init %s cannot be executed", path);
 }
 
 static void go_on_as_child(struct agent *agent)
@@ -145,7 +170,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
 {
     static char home[] = "HOME=/";
     char **argv = init->argv.items, *path;
-    int report[2], error = 0;
+    int report[2];
     struct streams streams;
 
     argv[0] = (char *)find_init(agent, argv[0]);
@@ -165,9 +190,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
         become_init(agent, argv, env.items, report[1]);
     close(report[1]);
     go_on_as_child(agent);
-    if (read(report[0], &error, sizeof error) != 0) /* else it was closed by the program's start */
-        boot_fail(agent, "config", error, "handoff init %s cannot be executed", argv[0]);
-    close(report[0]);
+    await_init(agent, argv[0], report[0]);
     redirect(&streams);
 }
 

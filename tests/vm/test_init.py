@@ -4,6 +4,7 @@ What systemd makes of it is in test_systemd.py.
 """
 
 import asyncio
+import json
 import sqlite3
 import time
 
@@ -173,18 +174,34 @@ async def test_an_init_that_exits_ends_the_machine(image, name, session_home, co
     await Sandbox.remove(name)
 
 
-async def test_limits_of_a_stored_configuration_hold_for_the_init_and_for_commands(image, name, session_home):
-    """No keyword of create sets them; microsandbox's documents may have them."""
-    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
-    await sandbox.stop()
-    with sqlite3.connect(session_home / "db" / "msb.db") as connection:
-        limits = '[{"resource": "Nofile", "soft": 100, "hard": 200}]'
+def store_limit(home, name, *, soft, hard):
+    limits = json.dumps([{"resource": "Nofile", "soft": soft, "hard": hard}])
+    with sqlite3.connect(home / "db" / "msb.db") as connection:
         connection.execute(
             "UPDATE sandbox SET config = json_set(config, '$.rlimits', json(?)) WHERE name = ?",
             (limits, name),
         )
+
+
+async def test_limits_of_a_stored_configuration_hold_for_the_init_and_for_commands(image, name, session_home):
+    """No keyword of create sets them; microsandbox's documents may have them."""
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await sandbox.stop()
+    store_limit(session_home, name, soft=100, hard=200)
     async with await Sandbox.start(name) as again:
         assert "Max open files            100                  200 " in await said(
             again, "cat /proc/1/limits"
         )
         assert await said(again, "ulimit -n; ulimit -Hn") == "100\n200\n"
+
+
+async def test_a_limit_that_cannot_be_applied_is_a_boot_error_that_names_it(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await sandbox.stop()
+    store_limit(session_home, name, soft=100, hard=2**40)
+    with pytest.raises(BootError) as caught:
+        await Sandbox.start(name)
+    assert "failed to apply rlimit nofile=100:1099511627776: Operation not permitted (os error 1)" in str(
+        caught.value
+    )
+    await Sandbox.remove(name)
