@@ -23,7 +23,6 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define CGROUPS "/sys/fs/cgroup"
@@ -218,19 +217,17 @@ static bool init_heeds(int number)
     return heeded >> (number - 1) & 1;
 }
 
-/* There is nothing to wait for but the end of the machine, and with it of this process. */
-static void ask_init(int number, struct timespec patience)
+/* Its answer is the end of the machine, and with it of this process. */
+static void ask_init(struct agent *agent, int number, uint64_t patience_ms)
 {
-    if (kill(1, number) < 0)
-        return;
-    while (nanosleep(&patience, &patience) < 0 && errno == EINTR)
-        continue;
+    if (kill(1, number) == 0)
+        linger(agent, patience_ms);
 }
 
-void stop_init(void)
+void stop_init(struct agent *agent)
 {
     sync(); /* an init that just ends has the kernel panic */
     if (init_heeds(POWER_OFF_SIGNAL))
-        ask_init(POWER_OFF_SIGNAL, (struct timespec){5, 0});
-    ask_init(SIGTERM, (struct timespec){1, 500000000});
+        ask_init(agent, POWER_OFF_SIGNAL, 5000);
+    ask_init(agent, SIGTERM, 1500);
 }

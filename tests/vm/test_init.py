@@ -12,6 +12,7 @@ import pytest
 
 from microsandbox import Image, InitConfig, Sandbox
 from microsandbox.errors import BootError
+from microsandbox.events import StdoutEvent
 from tests.images import busybox_archive
 from tests.vm.test_lifecycle import run_of
 
@@ -125,6 +126,25 @@ async def test_an_init_that_heeds_no_signal_costs_a_moment_and_the_disk_is_flush
     again = await Sandbox.start(name)
     assert await said(again, "cat /file") == "kept\n"
     await again.stop()
+    await Sandbox.remove(name)
+
+
+async def test_commands_are_heard_while_the_init_has_its_time(image, name):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    stream = await sandbox.shell_stream("trap 'echo told' TERM; while :; do echo tick; sleep 0.1; done")
+    heard = []
+
+    async def listen():
+        async for event in stream:
+            if isinstance(event, StdoutEvent):
+                heard.extend(event.data.decode().split())
+
+    listener = asyncio.create_task(listen())
+    while "tick" not in heard:
+        await asyncio.sleep(0.05)
+    await sandbox.stop()
+    await asyncio.gather(listener, return_exceptions=True)
+    assert heard[heard.index("told") :].count("tick") > 5, "the init has 1.5 s"
     await Sandbox.remove(name)
 
 
