@@ -12,7 +12,6 @@ import pytest
 
 from microsandbox import Image, InitConfig, Sandbox
 from microsandbox.errors import BootError
-from microsandbox.events import StdoutEvent
 from tests.images import busybox_archive
 from tests.vm.test_lifecycle import run_of
 
@@ -97,7 +96,7 @@ async def test_it_boots_without_a_template_too(image, name, cold):
 
 
 async def test_an_init_may_mount_over_run_first_thing(image, name):
-    async with await Sandbox.create(name, image=image, init="/opt/covering", cpus=2) as sandbox:
+    async with await Sandbox.create(name, image=image, init="/opt/covering") as sandbox:
         await said(sandbox, "until test $(grep -c ' /run ' /proc/mounts) = 2; do sleep 0.05; done")
         assert await said(sandbox, "readlink /proc/$PPID/fd/2") == "/run/microsandbox/agentd.log\n"
 
@@ -136,7 +135,7 @@ async def test_commands_are_heard_while_the_init_has_its_time(image, name):
 
     async def listen():
         async for event in stream:
-            if isinstance(event, StdoutEvent):
+            if event.event_type == "stdout":
                 heard.extend(event.data.decode().split())
 
     listener = asyncio.create_task(listen())
