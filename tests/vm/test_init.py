@@ -24,8 +24,15 @@ exit "$(cat /init.end)"
 """
 #: Covers what was prepared below /run, as early as an init can.
 COVERING_INIT = "#!/bin/sh\nmount -t tmpfs tmpfs /run\nexec /opt/patient\n"
+#: Heeds no signal, writes all the time, and has a deleted file open: its file system cannot become read-only.
+WRITING_INIT = """#!/bin/sh
+exec 3>> /written 4> /deleted
+rm /deleted
+while :; do echo "$((n += 1))" >&3; done
+"""
 FILES = {
     "opt/patient": PATIENT_INIT,
+    "opt/writing": WRITING_INIT,
     "opt/covering": COVERING_INIT,
     "opt/plain": "no program\n",
     "opt/broken": "#!/no/such/interpreter\n",
@@ -122,6 +129,28 @@ async def test_an_init_that_heeds_no_signal_costs_a_moment_and_the_disk_is_flush
     started = time.monotonic()
     await sandbox.stop()
     assert time.monotonic() - started < 3
+    again = await Sandbox.start(name)
+    assert await said(again, "cat /file") == "kept\n"
+    await again.stop()
+    await Sandbox.remove(name)
+
+
+def has_unfinished_journal(disk):
+    """The ext4 feature "recover": mounted and neither unmounted, made read-only nor frozen since."""
+    with disk.open("rb") as file:
+        file.seek(1024 + 0x60)
+        return bool(int.from_bytes(file.read(4), "little") & 0x4)
+
+
+async def test_an_init_that_goes_on_writing_leaves_a_clean_disk(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/writing")
+    await said(sandbox, "echo kept > /file; sync")
+    disk = session_home / "sandboxes" / name / "upper.ext4"
+    assert has_unfinished_journal(disk)
+    started = time.monotonic()
+    await sandbox.stop()
+    assert time.monotonic() - started < 5
+    assert not has_unfinished_journal(disk), "writes were cut off"
     again = await Sandbox.start(name)
     assert await said(again, "cat /file") == "kept\n"
     await again.stop()
