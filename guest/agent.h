@@ -62,6 +62,9 @@ struct agent {
 void loop_open(struct agent *);
 void loop_close(struct agent *);
 
+/* Lets time pass. The host, if there still is one, is served meanwhile. */
+void linger(struct agent *, uint64_t duration_ms);
+
 uint64_t now_ns(void); /* since the kernel started, suspended time included */
 
 /* "<text of the error> (os error N)" */

@@ -277,15 +277,17 @@ void boot_start(struct agent *agent)
     loopback_up();
 }
 
+_Noreturn void limit_fail(struct agent *agent, const struct limit *limit, int number)
+{
+    boot_fail(agent, "config", number, "failed to apply rlimit %s=%llu:%llu", limit_name(limit->resource),
+              (unsigned long long)limit->soft, (unsigned long long)limit->hard);
+}
+
 static void check_limits(struct agent *agent, const struct boot_config *config)
 {
-    for (unsigned i = 0; i < config->limit_count; i++) {
-        const struct limit *limit = &config->limits[i];
-        if (limit->soft > limit->hard)
-            boot_fail(agent, "config", EINVAL, "failed to apply rlimit %s=%llu:%llu",
-                      limit_name(limit->resource), (unsigned long long)limit->soft,
-                      (unsigned long long)limit->hard);
-    }
+    for (unsigned i = 0; i < config->limit_count; i++)
+        if (config->limits[i].soft > config->limits[i].hard)
+            limit_fail(agent, &config->limits[i], EINVAL);
 }
 
 /* Commands get the usual number of descriptors, not the agent's, unless the sandbox says otherwise. */

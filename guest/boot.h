@@ -17,6 +17,9 @@ void boot_finish(struct agent *);
 _Noreturn void boot_fail(struct agent *, const char *stage, int number, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* The same for a limit of the configuration that cannot be applied. */
+_Noreturn void limit_fail(struct agent *, const struct limit *, int number);
+
 /* A file that appears when a driver has found its device. False: not within `seconds`. */
 bool wait_for_device(int uevents, const char *path, int seconds);
 

@@ -68,14 +68,6 @@ static const char *synchronise_clock(struct cbor *payload)
     return payload->bad;
 }
 
-static const char *pong(struct agent *agent)
-{
-    struct cbor_out put = wire_begin(&agent->wire, 0, MSG_PONG);
-    cbor_put_map(&put, 0);
-    wire_end(&agent->wire, &put);
-    return NULL;
-}
-
 static const char *set_flow(struct agent *agent, struct session *session, struct cbor *payload)
 {
     bool paused = false;
@@ -124,7 +116,8 @@ static const char *handle(struct agent *agent, uint32_t id, enum message kind, s
     case MSG_CLOCK_SYNC:
         return synchronise_clock(payload);
     case MSG_PING:
-        return pong(agent);
+        wire_send_empty(&agent->wire, 0, MSG_PONG);
+        return NULL;
     case MSG_FLOW:
         return set_flow(agent, session, payload);
     case MSG_INIT_ACK:

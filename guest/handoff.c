@@ -23,7 +23,6 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define CGROUPS "/sys/fs/cgroup"
@@ -32,6 +31,16 @@
 
 /* As systemd has it: SIGRTMIN + 4, counted from where glibc begins. musl begins one later. */
 enum { POWER_OFF_SIGNAL = 34 + 4 };
+
+struct streams {
+    int null, log;
+};
+
+/* Why the program does not run. */
+struct failure {
+    int error; /* 0: it does */
+    int limit; /* the index of one that cannot be applied, -1: the program cannot be executed */
+};
 
 extern char **environ;
 
@@ -86,26 +95,45 @@ static void enter_cgroup(const char *processes)
         close(fd);
 }
 
+static struct failure apply_limits(const struct agent *agent)
+{
+    for (unsigned i = 0; i < agent->limit_count; i++)
+        if (limit_apply(&agent->limits[i]) < 0)
+            return (struct failure){errno, (int)i};
+    return (struct failure){0, -1};
+}
+
 /* If the program cannot be executed this process does nothing more: the agent says why and powers off. */
 static _Noreturn void become_init(struct agent *agent, char *const *argv, char *const *env, int report)
 {
     sigset_t none;
-    int error = 0;
     sigemptyset(&none);
     enter_cgroup(CGROUPS "/cgroup.procs");
-    for (unsigned i = 0; i < agent->limit_count && error == 0; i++)
-        if (limit_apply(&agent->limits[i]) < 0)
-            error = errno;
+    struct failure failure = apply_limits(agent);
     scheduling_normal();
     sigprocmask(SIG_SETMASK, &none, NULL); /* the agent has no handlers */
-    if (error == 0) {
+    if (failure.error == 0) {
         execve(argv[0], argv, env);
-        error = errno;
+        failure.error = errno;
     }
-    if (write(report, &error, sizeof error) < 0)
+    if (write(report, &failure, sizeof failure) < 0)
         close(report);
     for (;;)
         pause();
+}
+
+/* Returns when the program runs, which closes the report. */
+static void await_init(struct agent *agent, const char *path, int report)
+{
+    struct failure failure;
+    ssize_t length = read(report, &failure, sizeof failure);
+    if (length == 0) {
+        close(report);
+        return;
+    }
+    if (length > 0 && failure.limit >= 0)
+        limit_fail(agent, &agent->limits[failure.limit], failure.error);
+    boot_fail(agent, "config", length < 0 ? errno : failure.error, "handoff init %s cannot be executed", path);
 }
 
 static void go_on_as_child(struct agent *agent)
@@ -119,22 +147,30 @@ static void go_on_as_child(struct agent *agent)
     snprintf(agent->name, strlen(agent->name) + 1, "@msb");
 }
 
-/* The console is the init's. */
-static void redirect(struct agent *agent)
+/* Opened before the init runs, which may mount something over it. The console becomes the init's. */
+static void open_streams(struct agent *agent, struct streams *streams)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int log = open(LOG, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0640);
-    if (null < 0 || log < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(log, 2) < 0)
+    streams->null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    streams->log = open(LOG, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0640);
+    if (streams->null < 0 || streams->log < 0)
         boot_fail(agent, "mount", errno, "the log %s cannot be opened", LOG);
-    close(null);
-    close(log);
+}
+
+static void redirect(const struct streams *streams)
+{
+    dup2(streams->null, 0);
+    dup2(streams->null, 1);
+    dup2(streams->log, 2);
+    close(streams->null);
+    close(streams->log);
 }
 
 void hand_off(struct agent *agent, const struct boot_init *init)
 {
     static char home[] = "HOME=/";
     char **argv = init->argv.items, *path;
-    int report[2], error = 0;
+    int report[2];
+    struct streams streams;
 
     argv[0] = (char *)find_init(agent, argv[0]);
     check_init(agent, argv[0]);
@@ -142,6 +178,7 @@ void hand_off(struct agent *agent, const struct boot_init *init)
     if (env.failed)
         boot_fail(agent, "config", E2BIG, "the init has too many environment variables");
     prepare_run(agent);
+    open_streams(agent, &streams);
     if (mkdir(AGENT_CGROUP, 0755) < 0 && errno != EEXIST)
         console("%s cannot be made: %s", AGENT_CGROUP, os_error(errno).text);
     enter_cgroup(AGENT_CGROUP "/cgroup.procs");
@@ -152,10 +189,8 @@ void hand_off(struct agent *agent, const struct boot_init *init)
         become_init(agent, argv, env.items, report[1]);
     close(report[1]);
     go_on_as_child(agent);
-    if (read(report[0], &error, sizeof error) != 0) /* else it was closed by the program's start */
-        boot_fail(agent, "config", error, "handoff init %s cannot be executed", argv[0]);
-    close(report[0]);
-    redirect(agent);
+    await_init(agent, argv[0], report[0]);
+    redirect(&streams);
 }
 
 static unsigned long long signal_set(const char *status, const char *name)
@@ -182,19 +217,17 @@ static bool init_heeds(int number)
     return heeded >> (number - 1) & 1;
 }
 
-/* There is nothing to wait for but the end of the machine, and with it of this process. */
-static void ask_init(int number, struct timespec patience)
+/* Its answer is the end of the machine, and with it of this process. */
+static void ask_init(struct agent *agent, int number, uint64_t patience_ms)
 {
-    if (kill(1, number) < 0)
-        return;
-    while (nanosleep(&patience, &patience) < 0 && errno == EINTR)
-        continue;
+    if (kill(1, number) == 0)
+        linger(agent, patience_ms);
 }
 
-void stop_init(void)
+void stop_init(struct agent *agent)
 {
     sync(); /* an init that just ends has the kernel panic */
     if (init_heeds(POWER_OFF_SIGNAL))
-        ask_init(POWER_OFF_SIGNAL, (struct timespec){5, 0});
-    ask_init(SIGTERM, (struct timespec){1, 500000000});
+        ask_init(agent, POWER_OFF_SIGNAL, 5000);
+    ask_init(agent, SIGTERM, 1500);
 }

@@ -12,6 +12,6 @@
 void hand_off(struct agent *, const struct boot_init *);
 
 /* Asks the init to power the machine off, and returns if it did not within its time. */
-void stop_init(void);
+void stop_init(struct agent *);
 
 #endif

@@ -1,8 +1,8 @@
 /*
- * agentd: the first process of the guest, unless the image has an init. It makes the machine a sandbox, then serves the host's requests
- * over one virtio-serial port until it is told to stop.
+ * agentd: the first process of the guest, unless the image has an init. It makes the machine a sandbox, then
+ * serves the host's requests over one virtio-serial port until it is told to stop.
  *
- * One thread, one loop, no waiting anywhere but in epoll_wait(): see serve().
+ * One thread, one loop, no waiting anywhere but in epoll_wait() as long as there is a host: see serve().
  */
 #include "agent.h"
 
@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -147,12 +148,38 @@ static void rest(struct agent *agent, int timeout_ms)
     wait_for_events(agent, 0);
 }
 
+static bool is_connected(const struct agent *agent)
+{
+    return !agent->wire.closed && !agent->wire.lost;
+}
+
 static void serve(struct agent *agent)
 {
-    while (!agent->stopping && !agent->wire.closed && !agent->wire.lost) {
+    while (!agent->stopping && is_connected(agent)) {
         rest(agent, sessions_timeout_ms(agent));
         turn(agent);
     }
+}
+
+/* One turn, which waits no longer than to `end_ns`. False: it has passed. */
+static bool serve_until(struct agent *agent, uint64_t end_ns)
+{
+    uint64_t now = now_ns();
+    if (now >= end_ns)
+        return false;
+    int left_ms = (int)((end_ns - now) / 1000000 + 1), timeout_ms = sessions_timeout_ms(agent);
+    rest(agent, timeout_ms >= 0 && timeout_ms < left_ms ? timeout_ms : left_ms);
+    turn(agent);
+    return true;
+}
+
+void linger(struct agent *agent, uint64_t duration_ms)
+{
+    uint64_t end = now_ns() + duration_ms * 1000000;
+    while (is_connected(agent) && serve_until(agent, end))
+        continue;
+    for (uint64_t now; (now = now_ns()) < end;)
+        poll(NULL, 0, (int)((end - now) / 1000000 + 1));
 }
 
 /* Commands are told, and have a moment; what they still say is sent. */
@@ -160,12 +187,10 @@ static void stop(struct agent *agent)
 {
     uint64_t end = now_ns() + TERMINATION_MS * 1000000ull;
     exec_terminate_all(agent);
-    for (uint64_t now; (now = now_ns()) < end && exec_count(agent) > 0 && !agent->wire.closed;) {
-        rest(agent, (int)((end - now) / 1000000 + 1));
-        turn(agent);
-    }
+    while (exec_count(agent) > 0 && is_connected(agent) && serve_until(agent, end))
+        continue;
     if (agent->handed_off)
-        stop_init();
+        stop_init(agent);
     power_off(agent);
 }
 

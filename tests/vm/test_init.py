@@ -4,6 +4,7 @@ What systemd makes of it is in test_systemd.py.
 """
 
 import asyncio
+import json
 import sqlite3
 import time
 
@@ -21,8 +22,18 @@ PATIENT_INIT = """#!/bin/sh
 while ! test -e /init.end; do sleep 0.05; done
 exit "$(cat /init.end)"
 """
+#: Covers what was prepared below /run, as early as an init can.
+COVERING_INIT = "#!/bin/sh\nmount -t tmpfs tmpfs /run\nexec /opt/patient\n"
+#: Heeds no signal, writes all the time, and has a deleted file open: its file system cannot become read-only.
+WRITING_INIT = """#!/bin/sh
+exec 3>> /written 4> /deleted
+rm /deleted
+while :; do echo "$((n += 1))" >&3; done
+"""
 FILES = {
     "opt/patient": PATIENT_INIT,
+    "opt/writing": WRITING_INIT,
+    "opt/covering": COVERING_INIT,
     "opt/plain": "no program\n",
     "opt/broken": "#!/no/such/interpreter\n",
     "etc/inittab": "::sysinit:/bin/touch /inittab.ran\n::shutdown:/bin/sh -c 'echo down > /shutdown.ran'\n",
@@ -91,6 +102,12 @@ async def test_it_boots_without_a_template_too(image, name, cold):
         assert await said(sandbox, "cat /proc/1/comm") == "patient\n"
 
 
+async def test_an_init_may_mount_over_run_first_thing(image, name):
+    async with await Sandbox.create(name, image=image, init="/opt/covering") as sandbox:
+        await said(sandbox, "until test $(grep -c ' /run ' /proc/mounts) = 2; do sleep 0.05; done")
+        assert await said(sandbox, "readlink /proc/$PPID/fd/2") == "/run/microsandbox/agentd.log\n"
+
+
 async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, session_home):
     sandbox = await Sandbox.create(name, image=image, init="auto")
     assert await said(sandbox, "cat /proc/1/comm") == "init\n"
@@ -115,6 +132,47 @@ async def test_an_init_that_heeds_no_signal_costs_a_moment_and_the_disk_is_flush
     again = await Sandbox.start(name)
     assert await said(again, "cat /file") == "kept\n"
     await again.stop()
+    await Sandbox.remove(name)
+
+
+def has_unfinished_journal(disk):
+    """The ext4 feature "recover": mounted and neither unmounted, made read-only nor frozen since."""
+    with disk.open("rb") as file:
+        file.seek(1024 + 0x60)
+        return bool(int.from_bytes(file.read(4), "little") & 0x4)
+
+
+async def test_an_init_that_goes_on_writing_leaves_a_clean_disk(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/writing")
+    await said(sandbox, "echo kept > /file; sync")
+    disk = session_home / "sandboxes" / name / "upper.ext4"
+    assert has_unfinished_journal(disk)
+    started = time.monotonic()
+    await sandbox.stop()
+    assert time.monotonic() - started < 5
+    assert not has_unfinished_journal(disk), "writes were cut off"
+    again = await Sandbox.start(name)
+    assert await said(again, "cat /file") == "kept\n"
+    await again.stop()
+    await Sandbox.remove(name)
+
+
+async def test_commands_are_heard_while_the_init_has_its_time(image, name):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    stream = await sandbox.shell_stream("trap 'echo told' TERM; while :; do echo tick; sleep 0.1; done")
+    heard = []
+
+    async def listen():
+        async for event in stream:
+            if event.event_type == "stdout":
+                heard.extend(event.data.decode().split())
+
+    listener = asyncio.create_task(listen())
+    while "tick" not in heard:
+        await asyncio.sleep(0.05)
+    await sandbox.stop()
+    await asyncio.gather(listener, return_exceptions=True)
+    assert heard[heard.index("told") :].count("tick") > 5, "the init has 1.5 s"
     await Sandbox.remove(name)
 
 
@@ -172,18 +230,34 @@ async def test_an_init_that_exits_ends_the_machine(image, name, session_home, co
     await Sandbox.remove(name)
 
 
-async def test_limits_of_a_stored_configuration_hold_for_the_init_and_for_commands(image, name, session_home):
-    """No keyword of create sets them; microsandbox's documents may have them."""
-    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
-    await sandbox.stop()
-    with sqlite3.connect(session_home / "db" / "msb.db") as connection:
-        limits = '[{"resource": "Nofile", "soft": 100, "hard": 200}]'
+def store_limit(home, name, *, soft, hard):
+    limits = json.dumps([{"resource": "Nofile", "soft": soft, "hard": hard}])
+    with sqlite3.connect(home / "db" / "msb.db") as connection:
         connection.execute(
             "UPDATE sandbox SET config = json_set(config, '$.rlimits', json(?)) WHERE name = ?",
             (limits, name),
         )
+
+
+async def test_limits_of_a_stored_configuration_hold_for_the_init_and_for_commands(image, name, session_home):
+    """No keyword of create sets them; microsandbox's documents may have them."""
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await sandbox.stop()
+    store_limit(session_home, name, soft=100, hard=200)
     async with await Sandbox.start(name) as again:
         assert "Max open files            100                  200 " in await said(
             again, "cat /proc/1/limits"
         )
         assert await said(again, "ulimit -n; ulimit -Hn") == "100\n200\n"
+
+
+async def test_a_limit_that_cannot_be_applied_is_a_boot_error_that_names_it(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await sandbox.stop()
+    store_limit(session_home, name, soft=100, hard=2**40)
+    with pytest.raises(BootError) as caught:
+        await Sandbox.start(name)
+    assert "failed to apply rlimit nofile=100:1099511627776: Operation not permitted (os error 1)" in str(
+        caught.value
+    )
+    await Sandbox.remove(name)
