@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from microsandbox import Sandbox
 from microsandbox.errors import SandboxNotFoundError
@@ -142,7 +143,9 @@ def _belongings(home):
     return {
         "descriptors": _descriptors(home),
         "sandbox directories": sorted(path.name for path in (home / "sandboxes").iterdir()),
-        "mounts": len(open("/proc/self/mountinfo").readlines()),
+        "mounts": [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(home) in line
+        ],
         "network devices": sorted(os.listdir("/sys/class/net")),
         "children": sorted(audit.children_of(os.getpid())),
     }
