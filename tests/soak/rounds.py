@@ -140,12 +140,11 @@ def _works(image):
 
 def _belongings(home):
     """What must be the same after a round as before it."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return {
         "descriptors": _descriptors(home),
         "sandbox directories": sorted(path.name for path in (home / "sandboxes").iterdir()),
-        "mounts": [
-            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(home) in line
-        ],
+        "mounts": [line for line in mounts if str(home) in line],
         "network devices": sorted(os.listdir("/sys/class/net")),
         "children": sorted(audit.children_of(os.getpid())),
     }
