@@ -92,6 +92,8 @@ class Lane:
     async def execute(self):
         code = self.rng.randrange(3)
         output = await self.sandbox.exec("sh", ["-c", f"echo out; echo err >&2; exit {code}"])
+        if self.tolerant and output.exit_code == -1:
+            return  # its guest was powered off under it
         found = (output.stdout_text, output.stderr_text, output.exit_code)
         assert found == ("out\n", "err\n", code), found
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from microsandbox import Image, InitConfig, Sandbox
-from microsandbox.errors import BootError, InvalidConfigError
+from microsandbox.errors import AgentClientError, BootError, InvalidConfigError
 from tests.images import busybox_archive
 from tests.vm.test_lifecycle import run_of
 
@@ -227,6 +227,34 @@ async def test_an_init_that_exits_ends_the_machine(image, name, session_home, co
     with sqlite3.connect(session_home / "db" / "msb.db") as connection:
         [said_why] = connection.execute("SELECT termination_detail FROM run ORDER BY id DESC").fetchone()
     assert detail is None or detail in said_why
+    await Sandbox.remove(name)
+
+
+async def lose_the_agent(sandbox):
+    """Have a command kill the agent that an init left alone, and see those told who wait for it."""
+    waiting = asyncio.ensure_future(sandbox.exec("sleep", ["1000"]))
+    started = time.monotonic()
+    for lost in (sandbox.shell("kill -9 $PPID; sleep 1000"), waiting, sandbox.exec("true")):
+        with pytest.raises(AgentClientError, match="the agent port was closed"):
+            await lost
+    assert time.monotonic() - started < 3
+
+
+async def test_the_end_of_the_agent_is_said_at_once_and_that_of_the_sandbox(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await lose_the_agent(sandbox)
+    await asyncio.wait_for(sandbox.wait_until_stopped(), 10)
+    assert run_of(session_home, name)[1] == "InternalError"
+    await Sandbox.remove(name)
+
+
+async def test_a_sandbox_without_its_agent_is_stopped_soon(image, name, session_home):
+    sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
+    await lose_the_agent(sandbox)
+    started = time.monotonic()
+    await sandbox.stop()
+    assert time.monotonic() - started < 4
+    assert run_of(session_home, name)[1] == "ShutdownRequested"
     await Sandbox.remove(name)
 
 

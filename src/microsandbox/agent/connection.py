@@ -164,6 +164,8 @@ def _raise_refusal(message: Message) -> None:
         raise SandboxPausedError(said or "the sandbox is paused")
     if kind == Refusal.UNRESPONSIVE:
         raise AgentUnresponsiveError(said or "the agent does not answer")
+    if kind == Refusal.LOST:
+        raise AgentClientError(said or "the agent has ended")
 
 
 def _is_flow(frame: Frame) -> bool:

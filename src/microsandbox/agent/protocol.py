@@ -153,6 +153,7 @@ class Refusal(StrEnum):
     PAUSED = "sandbox_paused"
     NOT_RUNNING = "sandbox_not_running"
     UNRESPONSIVE = "agent_unresponsive"
+    LOST = "agent_lost"
 
 
 def flags_of(kind: MessageType) -> Flag:

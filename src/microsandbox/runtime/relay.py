@@ -190,12 +190,13 @@ class Relay:
         for client in list(self._clients.values()):
             client.disconnect("the sandbox has ended")
 
-    def give_up(self, message: str) -> None:
-        """Tell everybody who waits for the guest that it does not answer."""
-        told = {"kind": Refusal.UNRESPONSIVE.value, "message": message}
+    def give_up(self, kind: Refusal, message: str) -> None:
+        """Tell everybody who waits for the guest that no answer will come."""
+        told = {"kind": kind.value, "message": message}
         for client in self._clients.values():
             for id in list(client.sessions):
                 client.forward(encode(id, MessageType.ERROR, told))
+        self._update_idle()
 
     def update_reading(self) -> None:
         """Read the clients whose words can go somewhere, and not the others."""
@@ -329,6 +330,8 @@ class Relay:
             return None
         if self._draining:
             return {"kind": "invalid_session", "message": "the sandbox is draining: no new sessions"}
+        if self._guest.lost.done():
+            return {"kind": Refusal.LOST.value, "message": self._guest.lost.result()}
         if self.gate.passage is Passage.SHUT:
             return {"kind": Refusal.PAUSED.value, "message": _PAUSED}
         return None

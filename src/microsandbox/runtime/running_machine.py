@@ -41,6 +41,7 @@ class RunningMachine:
             running.errors = await _keep(vm.errors, logs / "qemu.log")
             running.guest = await GuestLink.open(vm.agent)
             running.monitor = await Monitor.open(vm.qmp)
+            running.monitor.on_port_closed = running.guest.close  # QEMU keeps its end open
         except BaseException:
             vm.kill()
             await running.exited

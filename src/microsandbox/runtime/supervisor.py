@@ -23,7 +23,7 @@ from typing import Any
 import cbor2  # noqa: F401 - the guest's first words must not wait for it
 from msgspec import Struct
 
-from microsandbox.agent.protocol import Frame, MessageType, ProtocolError
+from microsandbox.agent.protocol import Frame, MessageType, ProtocolError, Refusal
 from microsandbox.errors import MicrosandboxError
 from microsandbox.runtime.boot import BOOT_TIMEOUT, bring_up
 from microsandbox.runtime.boot_failure import BootFailure, LinkLost, init_is_done, panic_reason
@@ -281,18 +281,28 @@ class Supervisor:
         if exited.done():
             return
         if not self._ending.done():
+            if self._serving is not None:
+                self._serving[0].give_up(Refusal.LOST, guest.lost.result())
             # A machine that powers off closes the agent's port a moment before it is gone; an init may end
             # the agent before it is done.
             patience = FLUSH_WINDOW if self._plan.has_init else PORT_TO_EXIT
-            await asyncio.wait((exited,), timeout=0 if guest.broken else patience)
+            await asyncio.wait(
+                (exited, self._ending),
+                timeout=0 if guest.broken else patience,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if exited.done():
                 return
-            self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
+            if not self._ending.done():
+                self.end(Ending(Reason.INTERNAL_ERROR, 0, guest.lost.result()))
         ending = self._ending.result()
         if not self._hurry.is_set():
+            window = ending.window
+            if guest.lost.done():  # nobody is there to be told: it is about to power off by itself, or never
+                window = min(window, PORT_TO_EXIT)
             self._start(self._shut_down(guest, pausing))
             hurry = asyncio.ensure_future(self._hurry.wait())
-            await asyncio.wait((exited, hurry), timeout=ending.window, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exited, hurry), timeout=window, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
         if not exited.done():
             log.info("killing the machine")
@@ -382,7 +392,7 @@ class Supervisor:
     async def _watch_health(self, guest: GuestLink, relay: Relay, pausing: Pausing) -> None:
         await Health(relay, guest, pausing.running, Threads(self._machine.vm.pid)).until_hung()
         if not self._ending.done():
-            relay.give_up(UNRESPONSIVE)
+            relay.give_up(Refusal.UNRESPONSIVE, UNRESPONSIVE)
             self.end(Ending(Reason.AGENT_UNRESPONSIVE, 0, UNRESPONSIVE))
 
     # what is left behind

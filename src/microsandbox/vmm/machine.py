@@ -14,6 +14,8 @@ from microsandbox.vmm.architecture import Architecture
 
 #: QEMU's own system call filter; the jail holds what it lets through.
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: What the monitor calls the agent's port.
+AGENT_PORT = "agent-port"
 #: PCI slots, the same in every machine: 1 is the agent's, disks follow.
 _AGENT_SLOT, _FIRST_DISK_SLOT = 1, 2
 #: Bytes that a disk seems to have before it is there.
@@ -137,7 +139,7 @@ def qemu_arguments(machine: Machine, qemu: QemuInstallation, handles: Handles) -
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]
     argv += ["-device", f"virtio-serial-pci,addr={_AGENT_SLOT},max_ports=2"]
     argv += ["-chardev", f"socket,id=agent,fd={handles.agent}"]
-    argv += ["-device", "virtserialport,chardev=agent,name=agent,nr=1"]
+    argv += ["-device", f"virtserialport,id={AGENT_PORT},chardev=agent,name=agent,nr=1"]
     for index, disk in enumerate(machine.disks):
         argv += _disk_arguments(index, disk)
     return argv

@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from microsandbox.errors import VmmError
-from microsandbox.vmm.machine import disk_node
+from microsandbox.vmm.machine import AGENT_PORT, disk_node
 
 #: Bytes of one line. The longest that QEMU has to say here are some hundreds.
 _MAX_LINE = 64 << 10
@@ -31,6 +31,8 @@ class Monitor(asyncio.Protocol):
     def __init__(self, sock: socket.socket) -> None:
         #: QEMU's word for the cause (ShutdownCause of its QAPI schema), once the machine shut down.
         self.shutdown_cause: str | None = None
+        #: Called when nothing in the guest has the agent's port open any more.
+        self.on_port_closed: Callable[[], None] = lambda: None
         self._sock = sock
         self._transport: asyncio.Transport
         self._received = b""
@@ -161,6 +163,8 @@ class Monitor(asyncio.Protocol):
         elif event == "BLOCK_IO_ERROR":
             what = f"disk {data.get('node-name')}: a {data.get('operation')} failed on the host"
             self._report(f"{what}: {data.get('reason')}"[:_MAX_WORDS])
+        elif event == "VSERPORT_CHANGE" and data.get("id") == AGENT_PORT and data.get("open") is False:
+            self.on_port_closed()
 
     def _report(self, what: str) -> None:
         """Log it, unless it was the last thing logged: a full disk fails at each of a guest's writes."""

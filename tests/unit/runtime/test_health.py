@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from microsandbox.agent.protocol import MessageType, encode
+from microsandbox.agent.protocol import MessageType, Refusal, encode
 from microsandbox.errors import AgentUnresponsiveError
 from microsandbox.runtime import health
 from microsandbox.vmm.threads import Threads
@@ -170,7 +170,7 @@ async def test_everybody_who_waits_is_told_and_nobody_else(world):
     client, bystander = await world.client(), await world.client()
     sessions = [await client.open_session(MessageType.EXEC_REQUEST, {"cmd": "x"}) for _ in range(2)]
     await settle()
-    world.relay.give_up("it hangs")
+    world.relay.give_up(Refusal.UNRESPONSIVE, "it hangs")
     for session in sessions:
         with pytest.raises(AgentUnresponsiveError, match="agent client error: it hangs"):
             await session.next_message()
