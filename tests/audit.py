@@ -28,9 +28,7 @@ def supervisors(home):
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if any(
-                    path.startswith(f"{home}/") and path.endswith("/runtime.log") for path in _open(entry)
-                ):
+                if any(path.startswith(f"{home}/") and "/runtime.log" in path for path in _open(entry)):
                     found.append(int(entry.name))
     return found
 

@@ -43,19 +43,16 @@ class Observed(Struct, frozen=True):
     at: float
 
 
-async def request_stop(context: Context, name: str) -> None:
-    """Ask the guest to power off: through the relay, else by SIGTERM. Does nothing when it has ended."""
-    row = context.sandboxes.get(name)
-    if row.status.terminal:
-        return
-    if not row.supervised:
-        settle_killed(context, row)
-        return
+async def request_stop(context: Context, name: str) -> SandboxRow | None:
+    """Ask the guest to power off: through the relay, else by SIGTERM. None when nobody is left to do it."""
+    row = _answering(context, name)
+    if row is None:
+        return None
     try:
         connection = await Connection.open(context.home.sandbox(name).agent_socket, timeout=CONNECT_TIMEOUT)
     except AgentClientError:
         _send(row, signal.SIGTERM)
-        return
+        return row
     try:
         await connection.send(encode(0, MessageType.SHUTDOWN))
         connection.finish()
@@ -64,6 +61,23 @@ async def request_stop(context: Context, name: str) -> None:
         _send(row, signal.SIGTERM)
     finally:
         connection.close()
+    return row
+
+
+def _answering(context: Context, name: str) -> SandboxRow | None:
+    """The row of a sandbox that a supervisor answers for; None when its run has ended.
+
+    A run that has no supervisor yet is given up: the one its owner is about to start will find out, and the
+    owner be told. The owner is somebody's program; it is never signalled.
+    """
+    while True:
+        row = context.sandboxes.get(name)
+        if row.status.terminal or row.run_id is None:
+            return None
+        if row.supervised:
+            return row
+        if context.sandboxes.give_up(row):
+            return None
 
 
 async def stop(context: Context, name: str, timeout: float | None) -> None:
@@ -74,9 +88,8 @@ async def stop(context: Context, name: str, timeout: float | None) -> None:
         return
     try:
         async with asyncio.timeout(grace):
-            row = context.sandboxes.get(name)
-            await request_stop(context, name)
-            if row.supervised:
+            row = await request_stop(context, name)
+            if row is not None:
                 await _gone(row, None)
     except TimeoutError:
         await kill(context, name, None)
@@ -102,11 +115,8 @@ def request_drain(context: Context, name: str) -> None:
 
 async def kill(context: Context, name: str, timeout: float | None) -> None:
     """SIGKILL, and wait ``timeout`` seconds (default 5) for the end; the status is Stopped then."""
-    row = context.sandboxes.get(name)
-    if row.status.terminal:
-        return
-    if not row.supervised:
-        settle_killed(context, row)
+    row = _answering(context, name)
+    if row is None:
         return
     limit = KILL_TIMEOUT if timeout is None else timeout
     machine = open_children(row.process.pid) if row.process is not None and row.process.alive() else []
@@ -125,11 +135,7 @@ def note_kill(context: Context, row: SandboxRow) -> None:
 
 
 def settle_killed(context: Context, row: SandboxRow) -> None:
-    """Record the end of a run whose supervisor was killed and so could not.
-
-    A run that has no supervisor yet is thereby given up: the one its owner is about to start will find out,
-    and the owner be told. The owner is somebody's program; it is never signalled.
-    """
+    """Record the end of a run whose supervisor was killed and so could not."""
     if row.run_id is not None:
         context.sandboxes.end_run(
             row.id, row.run_id, Status.STOPPED, Reason.SIGNAL, exit_signal=signal.SIGKILL, detail="killed"

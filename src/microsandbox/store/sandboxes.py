@@ -257,6 +257,18 @@ class SandboxCatalog:
             found = connection.execute(query, (row.run_id,)).fetchone()
         return None if found is None else str(found["termination_reason"])
 
+    def give_up(self, row: SandboxRow) -> bool:
+        """End a run that no supervisor has taken over; False when one has meanwhile, or it has ended."""
+        assert row.run_id is not None
+        with self._database.write() as connection:
+            query = "SELECT 1 FROM run WHERE id = ? AND status = 'Running' AND supervised = 0"
+            if connection.execute(query, (row.run_id,)).fetchone() is None:
+                return False
+            _end_run(connection, row.run_id, Reason.SIGNAL, None, _SIGKILL, "killed")
+            _set_status(connection, row.id, Status.STOPPED)
+            self._on_end(row.name)
+            return True
+
     def set_draining(self, sandbox_id: int) -> None:
         """Say that a running sandbox drains; one whose run has ended stays what it is."""
         with self._database.write() as connection:

@@ -143,6 +143,19 @@ def test_a_stale_row_that_is_removed_while_it_is_looked_at_is_gone(path):
         assert look() == nothing
 
 
+def test_a_run_is_given_up_only_while_nobody_has_taken_it_over(catalog):
+    seen = create(catalog)
+    assert catalog.take_over(seen.run_id)
+    assert not catalog.give_up(seen), "its supervisor would go on, and nobody know of it"
+    assert catalog.get("one").status is Status.RUNNING
+    end(catalog, seen)
+    early = catalog.begin_start("one")
+    assert catalog.give_up(early)
+    assert not catalog.take_over(early.run_id)
+    assert catalog.get("one").status is Status.STOPPED
+    assert catalog.was_given_up(early)
+
+
 def test_without_descriptors_nobody_is_called_dead(path, catalog):
     create(catalog)
     script = (
