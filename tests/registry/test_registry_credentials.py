@@ -109,16 +109,23 @@ async def test_sources_that_are_not_there_refuse_their_registry_only(registry, c
     await configured(entries("other.example", **source)).pull(reference)
 
 
-async def test_the_token_service_is_told_who_asks_and_nobody_else(registry, configured):
-    reference = registry.serve(IMAGE)
-    registry.token = "secret"
-    registry.behave("/token", lambda handler: reply(handler, 200, b'{"token": "secret"}'), times=9)
+@contextlib.contextmanager
+def layers_elsewhere(registry):
+    """Another host, which the registry sends to for its layer: no credentials may go there."""
     with ScriptedRegistry() as elsewhere:
         elsewhere.content["/cdn"] = ("application/octet-stream", IMAGE.packed[0])
         target = {"Location": f"http://{elsewhere.address}/cdn"}
         registry.behave(LAYER, lambda handler: reply(handler, 307, b"", target), times=9)
-        await configured(entries(registry.address)).pull(reference)
+        yield
         assert all("Authorization" not in headers for _, headers in elsewhere.requests)
+
+
+async def test_the_token_service_is_told_who_asks_and_nobody_else(registry, configured):
+    reference = registry.serve(IMAGE)
+    registry.token = "secret"
+    registry.behave("/token", lambda handler: reply(handler, 200, b'{"token": "secret"}'), times=9)
+    with layers_elsewhere(registry):
+        await configured(entries(registry.address)).pull(reference)
     basic = f"Basic {base64.b64encode(b'me:right').decode()}"
     for path, headers in registry.requests:
         expected = (basic,) if path.startswith("/token") else (None, "Bearer secret")
@@ -133,12 +140,8 @@ async def test_name_and_password_stay_with_the_registry_that_wants_them(registry
         return "Authorization" not in handler.headers and reply(handler, 401, b"", wanted) is None
 
     registry.behave("manifests/1", ask, times=9)
-    with ScriptedRegistry() as elsewhere:
-        elsewhere.content["/cdn"] = ("application/octet-stream", IMAGE.packed[0])
-        target = {"Location": f"http://{elsewhere.address}/cdn"}
-        registry.behave(LAYER, lambda handler: reply(handler, 307, b"", target), times=9)
+    with layers_elsewhere(registry):
         await configured(entries(registry.address)).pull(reference)
-        assert all("Authorization" not in headers for _, headers in elsewhere.requests)
 
 
 @pytest.fixture

@@ -123,16 +123,21 @@ async def test_auto_finds_the_images_own_which_is_told_to_stop(image, name, sess
     await Sandbox.remove(name)
 
 
+async def assert_kept(name):
+    """What was written to /file is there after another start; the sandbox goes then."""
+    again = await Sandbox.start(name)
+    assert await said(again, "cat /file") == "kept\n"
+    await again.stop()
+    await Sandbox.remove(name)
+
+
 async def test_an_init_that_heeds_no_signal_costs_a_moment_and_the_disk_is_flushed(image, name):
     sandbox = await Sandbox.create(name, image=image, init="/opt/patient")
     await said(sandbox, "echo kept > /file")
     started = time.monotonic()
     await sandbox.stop()
     assert time.monotonic() - started < 3
-    again = await Sandbox.start(name)
-    assert await said(again, "cat /file") == "kept\n"
-    await again.stop()
-    await Sandbox.remove(name)
+    await assert_kept(name)
 
 
 def has_unfinished_journal(disk):
@@ -151,10 +156,7 @@ async def test_an_init_that_goes_on_writing_leaves_a_clean_disk(image, name, ses
     await sandbox.stop()
     assert time.monotonic() - started < 5
     assert not has_unfinished_journal(disk), "writes were cut off"
-    again = await Sandbox.start(name)
-    assert await said(again, "cat /file") == "kept\n"
-    await again.stop()
-    await Sandbox.remove(name)
+    await assert_kept(name)
 
 
 async def test_commands_are_heard_while_the_init_has_its_time(image, name):

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from microsandbox.cli.metrics_view import PLOT_WIDTH, MetricsView, plot
 from microsandbox.metrics.registry import Entry, Registry, Reservation, Sample
-from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.rootfs import OciImage
 from microsandbox.sandbox.stored_config import dump_config
@@ -26,12 +25,9 @@ MSB = [sys.executable, "-m", "microsandbox.cli"]
 
 
 @pytest.fixture
-def context(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSB_HOME", str(tmp_path / "home"))
+def context(context, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
-    context = Context.current()
-    yield context
-    context.home.metrics_registry.unlink(missing_ok=True)
+    return context
 
 
 @pytest.fixture

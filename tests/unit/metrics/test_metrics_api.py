@@ -15,7 +15,6 @@ from microsandbox import (
 from microsandbox.metrics.public import MetricsStream, latest
 from microsandbox.metrics.registry import Entry, Registry, Sample
 from microsandbox.sandbox.boot import reserve_metrics
-from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.options import SandboxConfig
 from microsandbox.sandbox.rootfs import OciImage
 from microsandbox.sandbox.stored_config import dump_config
@@ -23,14 +22,6 @@ from microsandbox.store.processes import ProcessIdentity
 from microsandbox.store.sandboxes import Reason, Status
 
 STARTED = 1_700_000_000_000
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSB_HOME", str(tmp_path / "home"))
-    context = Context.current()
-    yield context
-    context.home.metrics_registry.unlink(missing_ok=True)
 
 
 class Running:

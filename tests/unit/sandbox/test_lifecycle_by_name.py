@@ -4,15 +4,8 @@ import pytest
 
 from microsandbox import MicrosandboxError
 from microsandbox.sandbox import lifecycle
-from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.stored_config import dump_config
 from microsandbox.store.sandboxes import Status
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSB_HOME", str(tmp_path / "home"))
-    return Context.current()
 
 
 @pytest.fixture

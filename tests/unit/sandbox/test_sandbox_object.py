@@ -9,14 +9,7 @@ import pytest
 from microsandbox import Sandbox, SandboxHandle
 from microsandbox.errors import InvalidConfigError, NotSupportedYetError, SandboxNotFoundError
 from microsandbox.runtime.process import ProcessHandle
-from microsandbox.sandbox.context import Context
 from microsandbox.sandbox.stored_config import dump_config
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSB_HOME", str(tmp_path / "home"))
-    return Context.current()
 
 
 @pytest.fixture
